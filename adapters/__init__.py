@@ -1,0 +1,1 @@
+"""Adapters that let existing distillation toolboxes use and train student-friendly teachers."""

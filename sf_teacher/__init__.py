@@ -1,0 +1,4 @@
+"""Student-friendly teachers for knowledge distillation."""
+from .version import __version__
+
+__all__ = ["__version__"]
