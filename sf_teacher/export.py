@@ -1,0 +1,212 @@
+"""Write a teacher as a plain timm folder, and call it done only after a fresh process has given it back."""
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from timm.utils import unwrap_model
+from torch import nn
+
+from . import plain
+from .card import model_card, torchdistill_snippet
+from .errors import SFTeacherError
+from .reload import CONFIG, PROBE, TEACHER, WEIGHTS, sha256, versions
+from .verify import run_check
+from .version import __version__
+
+_logger = logging.getLogger(__name__)
+
+README = "README.md"
+TORCHDISTILL = "torchdistill.yaml"
+
+
+def export(
+        model: nn.Module,
+        folder: str | os.PathLike[str],
+        *,
+        input_size: Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        factory: str | Callable[..., nn.Module] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+) -> Path:
+    """Export a teacher as a folder that plain timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    The folder holds `config.json`, `model.safetensors`, `teacher.pth` (the same weights under "model"),
+    `probe.safetensors` (a few inputs and the teacher's logits), a model card and a snippet for torchdistill. It is
+    written beside its final place, reloaded in a fresh process that cannot import sf_teacher, and moved there only if
+    keys, weights, preprocessing and, bit for bit, logits are those of `model`. After a failure nothing is left.
+
+    The weights are stored in float32 (half-precision values survive exactly; float64 is refused unless its values do)
+    and the logits are computed in float32 on the CPU in eval mode. `model` may be wrapped (EMA, `torch.compile`, DDP),
+    be on any device and carry hooks; it comes back exactly as it was. In distributed training call this on one rank.
+
+    Args:
+        model: The teacher.
+        folder: Where to. Missing parents are created.
+        input_size: (channels, height, width) the teacher was trained at; by default what the model's configuration
+            says, which is the architecture's default unless somebody changed it.
+        mean: What the training images were normalised with, one value or one per channel; default as `input_size`.
+        std: As `mean`.
+        model_args: Arguments of `timm.create_model` (or of `factory`) that rebuild the model, beside those that timm
+            has recorded.
+        factory: "package.module:function", or that function, for a teacher that timm cannot build by name. The folder
+            then holds no timm model, only `teacher.pth` and what describes and verifies it.
+        metadata: What was trained and how, for the model card and `config.json`: "method", "students", "data", "seed",
+            "metrics", "description" and whatever else. Primitives, dataclasses and paths.
+        overwrite: Replace an earlier export at `folder`, once the new one has been verified.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        SFTeacherError: The teacher or the place is not fit for it; nothing was written or changed.
+    """
+    target = Path(folder).expanduser().resolve()
+    _check_target(target, overwrite)
+    notes, args = plain.primitives("metadata", metadata), plain.primitives("model_args", model_args)
+    model = unwrap_model(model)
+    teacher = plain.plain_copy(model)
+    arch = None
+    if factory is None:
+        arch, args = plain.identify(teacher, args)
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.state_dict().values()):
+            plain.restore_constants(teacher, arch, args)
+    else:
+        factory = plain.factory_path(factory)
+    data_config = plain.data_config(teacher, input_size, mean, std)
+    inputs, logits = plain.probe(teacher, data_config["input_size"])
+    facts: dict[str, Any] = {
+        "arch": arch,
+        "factory": factory,
+        "model_args": args,
+        "num_classes": logits.shape[1],
+        **data_config,
+        "sf_teacher_version": __version__,
+        "versions": versions(),
+    }
+    with _written_at_once(target, overwrite) as temporary:
+        _write(temporary, teacher, facts, notes)
+        _write_probe(temporary, inputs, logits, facts)
+        (temporary / README).write_text(model_card(target.name, facts, notes), encoding="utf-8")
+        if arch is not None:
+            (temporary / TORCHDISTILL).write_text(
+                torchdistill_snippet(arch, facts["num_classes"], str(target)), encoding="utf-8"
+            )
+        report = run_check(temporary, 0.0, factory, torch.get_num_threads())
+        if not report["ok"]:
+            raise SFTeacherError(_refusal(plain.name_of(teacher), report, factory))
+    _logger.info("Exported %s to %s", arch or factory, target)
+    return target
+
+
+def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Configuration and weights."""
+    provenance = {"sf_teacher": {"version": facts["sf_teacher_version"], "versions": facts["versions"], **notes}}
+    if facts["arch"] is not None:
+        timm.models.save_for_hf(
+            teacher,
+            str(folder),
+            model_config=provenance,
+            model_args=facts["model_args"],
+            safe_serialization=True,
+            data_config={key: tuple(facts[key]) for key in ("input_size", "mean", "std")},
+        )
+    else:
+        described = ("factory", "model_args", "num_classes", "input_size", "mean", "std")
+        config = {key: facts[key] for key in described} | provenance
+        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    torch.save({"model": teacher.state_dict(), **facts}, folder / TEACHER)
+
+
+def _write_probe(folder: Path, inputs: torch.Tensor, logits: torch.Tensor, facts: dict[str, Any]) -> None:
+    digests = {name: sha256(folder / name) for name in (WEIGHTS, TEACHER) if (folder / name).exists()}
+    metadata = {"sf_teacher": json.dumps({**facts, "sha256": digests})}
+    safetensors.torch.save_file({"inputs": inputs, "logits": logits}, folder / PROBE, metadata)
+
+
+def _refusal(name: str, report: dict[str, Any], factory: str | None) -> str:
+    reason = f"{name} was not exported, a fresh process does not give it back: {report['reason']}"
+    if report["about"] != "logits":
+        return reason
+    if factory is not None:
+        return f"{reason}. {factory} builds another model than the one given"
+    return (
+        f"{reason}. Something in it is neither in its weights nor in its arguments, such as an activation or a pooling "
+        'that was replaced after it was built; pass factory="package.module:function" with a function that builds it'
+    )
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a place where a folder cannot be put, before any work is done."""
+    parent = next(path for path in target.parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SFTeacherError(f"cannot write {target}: {parent} is not a folder that can be written to")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise SFTeacherError(f"{target} exists and is not a folder")
+    if any(target.iterdir()):
+        if not overwrite:
+            raise SFTeacherError(f"{target} exists and is not empty; pass overwrite=True to replace an earlier export")
+        if not (target / PROBE).is_file():
+            raise SFTeacherError(f"{target} is not an exported teacher (no {PROBE}), overwrite=True leaves it alone")
+
+
+@contextmanager
+def _written_at_once(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `target` that becomes `target` if the block succeeds and vanishes if it does not."""
+    made = [path for path in target.parents if not path.exists()]  # the innermost first
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        mode = (temporary / README).stat().st_mode  # safetensors writes for the owner only
+        for path in temporary.iterdir():
+            path.chmod(mode)
+            _sync(path)
+        _sync(temporary)
+        _check_target(target, overwrite)
+        _move(temporary, target)
+    except BaseException as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        if isinstance(e, OSError):
+            raise SFTeacherError(f"cannot write {target}: {e}") from e
+        raise
+    _sync(target.parent)
+
+
+def _move(temporary: Path, target: Path) -> None:
+    """Rename onto `target`; what was there is removed last, or put back."""
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    old = temporary.with_suffix(".old")
+    os.replace(target, old)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
