@@ -1,0 +1,52 @@
+"""Checks of what a user passes in, made before anything is built or trained."""
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from .errors import SFTeacherError
+
+
+def check_model(model: nn.Module, role: str) -> None:
+    """Refuse what is no plain classifier of images.
+
+    Raises:
+        SFTeacherError: Says what the model is, and what to pass instead.
+    """
+    what = f'{role} {type(model).__name__}'
+    if not isinstance(model, nn.Module):
+        raise SFTeacherError(f'{role} must be a timm name or a torch.nn.Module, not {type(model).__name__}')
+    if isinstance(model, DataParallel | DistributedDataParallel) or hasattr(model, '_orig_mod'):
+        raise SFTeacherError(f'{what} is already wrapped: pass the plain model (model.module or model._orig_mod), then '
+                             f'use task.compile() and task.prepare_distributed()')
+    if hasattr(model, 'trainable_module') or hasattr(model, 'branches') and hasattr(model, 'teacher'):
+        raise SFTeacherError(f'{what} is a task already: pass the plain model, task.teacher')
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SFTeacherError(f'{what} is scripted: pass the Python model that it was made from')
+    if any(type(m).__module__.startswith(('torch.ao.nn', 'torch.nn.quantized')) for m in model.modules()):
+        raise SFTeacherError(f'{what} is quantised and cannot be trained: pass the float model')
+    if type(model).__name__.startswith('Feature') and type(model).__module__ == 'timm.models._features':
+        raise SFTeacherError(f'{what} was built with features_only=True and has no classifier: build it without')
+    if hasattr(model, 'forward_intermediates') and not hasattr(model, 'get_classifier'):
+        raise SFTeacherError(f'{what} is an encoder without a classifier: choose a model with one')
+    if getattr(model, 'num_classes', 1) == 0:
+        raise SFTeacherError(f'{what} was built with num_classes=0 and gives no logits: build it with num_classes=K')
+    if next(model.parameters(), None) is None:
+        raise SFTeacherError(f'{what} has no parameters to train')
+
+
+def check_batch(images: torch.Tensor, input_size: tuple[int, int, int]) -> None:
+    """Refuse what is no batch of images with the right number of channels."""
+    if images.ndim != 4 or images.shape[1] != input_size[0] or not len(images):
+        raise SFTeacherError(f'images must be a batch [B, {input_size[0]}, H, W]; got shape {tuple(images.shape)}')
+
+
+def check_target(target: torch.Tensor, batch: int, num_classes: int) -> None:
+    """Refuse labels out of range, and targets that do not fit the batch."""
+    if target.is_floating_point():
+        if tuple(target.shape) != (batch, num_classes):
+            raise SFTeacherError(f'soft targets must be [B, K] = [{batch}, {num_classes}]; got {tuple(target.shape)}')
+    elif tuple(target.shape) != (batch,):
+        raise SFTeacherError(f'labels must be [B] = [{batch}]; got {tuple(target.shape)}')
+    elif not (0 <= int(target.min()) and int(target.max()) < num_classes):
+        raise SFTeacherError(f'labels must lie in 0..{num_classes - 1}; got {int(target.min())}..{int(target.max())}. '
+                             f'Is the teacher built with the right num_classes?')

@@ -1,0 +1,103 @@
+"""One config dataclass for each teacher-side method; a method is its config and its branch set, nothing else."""
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .branches import BranchSet, Plan, StudentBranches
+from .errors import SFTeacherError
+
+KL_DIRECTIONS = ('teacher||branch', 'branch||teacher')
+
+
+@dataclass(frozen=True)
+class Method:
+    """Coefficients of the joint loss that every method has.
+
+    Subclasses set the defaults, add options of their own and build their branch set.
+
+    Args:
+        teacher_weight: lambda_T, weight of the teacher's own loss.
+        ce_weight: lambda_CE, weight of the branches' task loss.
+        kl_weight: lambda_KL, weight of the divergence between the teacher and its branches.
+        temperature: tau of the divergence.
+        kl_direction: ``"teacher||branch"`` or ``"branch||teacher"``.
+        detach_teacher_logits: Whether the divergence leaves the teacher's logits alone, so that it trains the teacher
+            only through its features.
+        reduction: ``"mean"`` or ``"sum"`` over the branches.
+    """
+    teacher_weight: float = 1.
+    ce_weight: float = 1.
+    kl_weight: float = 1.
+    temperature: float = 1.
+    kl_direction: str = 'teacher||branch'
+    detach_teacher_logits: bool = False
+    reduction: str = 'mean'
+
+    def __post_init__(self) -> None:
+        for name in ('teacher_weight', 'ce_weight', 'kl_weight'):
+            self._require(_number(getattr(self, name)) and getattr(self, name) >= 0, name, 'a finite number >= 0')
+        self._require(_number(self.temperature) and self.temperature > 0, 'temperature', 'a finite number > 0')
+        self._require(self.kl_direction in KL_DIRECTIONS, 'kl_direction', f'one of {KL_DIRECTIONS}')
+        self._require(self.reduction in ('mean', 'sum'), 'reduction', "'mean' or 'sum'")
+
+    def _require(self, condition: bool, name: str, allowed: str) -> None:
+        if not condition:
+            raise SFTeacherError(f'{type(self).__name__}({name}={getattr(self, name)!r}): {name} must be {allowed}')
+
+    @property
+    def uses_branches(self) -> bool:
+        """Whether the branches contribute to the loss; if not, they are not executed."""
+        return bool(self.ce_weight or self.kl_weight)
+
+    def build(self, plan: Plan) -> BranchSet:
+        """Build the branch set for a teacher."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SFTN(Method):
+    """Student-Friendly Teacher Networks (Park et al., NeurIPS 2021, arXiv 2102.07650), settings as widely reported.
+
+    Args:
+        detach_features: Whether the branches leave the teacher's features alone (ours; a control experiment).
+        shared: Whether the branches of a student share the weights they have in common (ours; the paper's are
+            separate, as reported).
+        transform_act: See `Transform`.
+    """
+    kl_weight: float = 3.
+    detach_features: bool = False
+    shared: bool = False
+    transform_act: str = 'auto'
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.transform_act in ('auto', 'relu', 'none'), 'transform_act', "'auto', 'relu' or 'none'")
+
+    def build(self, plan: Plan) -> BranchSet:
+        return StudentBranches(plan, shared=self.shared, act=self.transform_act, detach=self.detach_features)
+
+
+METHODS: dict[str, type[Method]] = {'sftn': SFTN}
+
+
+def get_method(method: str | Method) -> Method:
+    """A method's config from its name (default settings) or as it is.
+
+    Raises:
+        SFTeacherError: There is no method of this name.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str) or method.lower() not in METHODS:
+        raise SFTeacherError(f'unknown method {method!r}: give one of {", ".join(map(repr, METHODS))} or a config such '
+                             f'as SFTN(kl_weight=3.)')
+    return METHODS[method.lower()]()
+
+
+def options(method: Method) -> dict[str, Any]:
+    """The config as plain values, for model cards and logs."""
+    return {f.name: getattr(method, f.name) for f in fields(method)}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,318 @@
+"""Which boundaries a model has: where a teacher is tapped, where a student can be cut, and which belong together."""
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import BoundaryError, SFTeacherError
+from .layouts import Layout, infer_layout, match_layout
+from .trace import Cut, Trace, dummy_image, hooked, jittered, probing, tensors
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The end of a stage.
+
+    Args:
+        name: Module path, or timm's name of the feature where that names no module.
+        index: Position in timm's ``feature_info``; None for a boundary given by module path.
+        layouts: Layout of each tensor that crosses the boundary; a teacher's is one map, NCHW.
+        depth: Share of the model's features up to and including this one, in (0, 1].
+        cut: For a student, what lies behind the boundary.
+    """
+    name: str
+    index: int | None
+    layouts: tuple[Layout, ...]
+    depth: float = math.nan
+    cut: Cut | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return self.layouts[0].size
+
+    def __str__(self) -> str:
+        return f'{self.name} [{" & ".join(map(str, self.layouts))}]'
+
+
+def feature_info(model: nn.Module) -> list[dict[str, Any]]:
+    """timm's description of a model's features, as a list; empty for models that timm did not build."""
+    info = getattr(model, 'feature_info', None) or []
+    return list(getattr(info, 'info', info)) if hasattr(model, 'forward_intermediates') else []
+
+
+def feature_name(model: nn.Module, index: int) -> str:
+    """The module that timm names for a feature, or ``feature N`` where it names none."""
+    return feature_info(model)[index].get('module') or f'feature {index}'
+
+
+def forward_with_maps(
+        model: nn.Module,
+        boundaries: Sequence[Boundary],
+        x: torch.Tensor,
+) -> tuple[Any, list[torch.Tensor]]:
+    """Run a teacher once and take its features along.
+
+    timm models are tapped by ``forward_intermediates``, everything else by forward hooks that live for this call only.
+    Either way the logits are bit for bit those of ``model(x)``.
+
+    Args:
+        model: The teacher.
+        boundaries: Where to tap, in order of depth and without repetition.
+        x: Images [B, C, H, W].
+
+    Returns:
+        Logits [B, K] and one map [B, C_i, H_i, W_i] for each boundary.
+    """
+    if all(b.index is not None for b in boundaries):
+        final, maps = model.forward_intermediates(x, indices=[b.index for b in boundaries], output_fmt='NCHW')
+        return model.forward_head(final), maps
+    raws, logits = _run_hooked(model, [b.name for b in boundaries], x)
+    return logits, [b.layouts[0].to_map(raws[b.name]) for b in boundaries]
+
+
+def _run_hooked(model: nn.Module, names: Sequence[str], x: torch.Tensor) -> tuple[dict[str, torch.Tensor], Any]:
+    got: dict[str, list[Any]] = {name: [] for name in names}
+    with hooked(model, lambda name, module, args, output: got[name].append(output), names):
+        logits = model(x)
+    for name, outputs in got.items():
+        if len(outputs) != 1 or len(tensors(outputs[0])) != 1:
+            found = f'is called {len(outputs)} times in one forward' if len(outputs) != 1 else \
+                f'returns {len(tensors(outputs[0]))} tensors'
+            raise BoundaryError(f'{name!r} of {type(model).__name__} cannot be a teacher boundary: it {found}; a '
+                                f'boundary is called once and returns one tensor. Choose another in `boundaries`.')
+    return {name: tensors(outputs[0])[0] for name, outputs in got.items()}, logits
+
+
+class _Probe(nn.Module):
+    """A forward that `functional_call` can run with the model's weights on the meta device."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str] | None) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+        if self.names is None:
+            final, maps = self.model.forward_intermediates(x, output_fmt='NCHW')
+            return self.model.forward_head(final), maps
+        raws, logits = _run_hooked(self.model, self.names, x)
+        return logits, [raws[name] for name in self.names]
+
+
+def teacher_boundaries(
+        model: nn.Module,
+        input_size: Size,
+        names: Sequence[str] | None = None,
+) -> tuple[list[Boundary], Any]:
+    """Measure a teacher's boundaries with one dummy image, on the meta device where the model allows it.
+
+    Args:
+        model: The teacher.
+        input_size: (C, H, W).
+        names: Module paths; None for all of timm's features.
+
+    Returns:
+        The boundaries, in timm's or in the given order, and the logits of the dummy image (possibly on meta).
+    """
+    if names is None and not feature_info(model):
+        raise BoundaryError(no_features(model, 'teacher'))
+    for name in names or ():
+        check_module(model, name)
+    probe = _Probe(model, names)
+    x = dummy_image(model, input_size)
+    with torch.no_grad(), probing(model):
+        try:
+            on_meta = {n: torch.empty_like(t, device='meta')
+                       for n, t in itertools.chain(probe.named_parameters(), probe.named_buffers())}
+            logits, maps = torch.func.functional_call(probe, on_meta, (x.to('meta'),))
+        except BoundaryError:
+            raise
+        except Exception:   # the model computes with values, or keeps tensors that are neither parameter nor buffer
+            try:
+                logits, maps = probe(x)
+            except BoundaryError:
+                raise
+            except Exception as error:
+                raise SFTeacherError(refused_image(model, input_size, error)) from error
+    if names is None:
+        layouts = [Layout('NCHW', m.shape[1], (m.shape[2], m.shape[3])) for m in maps]
+        found = [Boundary(feature_name(model, i), i, (layout,), depth)
+                 for i, (layout, depth) in enumerate(zip(layouts, _depths(model), strict=True))]
+    else:
+        found = [Boundary(name, None, (infer_layout(m, input_size, f'{name!r} of {type(model).__name__}'),))
+                 for name, m in zip(names, maps, strict=True)]
+    return found, logits
+
+
+def student_boundaries(
+        model: nn.Module,
+        input_size: Size,
+        names: Sequence[str] | None = None,
+) -> tuple[list[Boundary], Trace]:
+    """Find where a student can be cut.
+
+    A timm feature is cut at the outermost module that returns it; which module that is, and in what layout, is found
+    by comparing what all modules return in one pass with the features of that pass. A feature that no single module
+    returns (several streams) is cut at all tensors that timm's module for it returns or, where a head uses every
+    stage, at all stages up to it together.
+
+    Args:
+        model: The student.
+        input_size: (C, H, W).
+        names: Module paths; None for all of timm's features.
+
+    Returns:
+        The boundaries and the recorded forward that tails are built from. Features that are no cut are left out.
+
+    Raises:
+        BoundaryError: A named module is no boundary, or the model has none at all.
+    """
+    if names is None and not feature_info(model):
+        raise BoundaryError(no_features(model, 'student'))
+    for name in names or ():
+        check_module(model, name)
+    matches: list[dict[str, Layout]] = []
+    try:
+        if feature_info(model):
+            matches = _match_features(model, input_size)
+        cuts = {name for match in matches for name in match} | set(names or ())
+        cuts |= {m for m in (f.get('module') for f in feature_info(model)) if m and has_module(model, m)}
+        trace = Trace(model, input_size, cuts)
+    except BoundaryError:
+        raise
+    except Exception as error:
+        raise SFTeacherError(refused_image(model, input_size, error)) from error
+    known = {name: layout for match in matches for name, layout in match.items()}
+    if names is not None:
+        return [_measured(Boundary(name, None, (), cut=trace.cut((name,))), trace, known) for name in names], trace
+    found: list[Boundary] = []
+    for index, (match, depth) in enumerate(zip(matches, _depths(model), strict=True)):
+        cut = _find_cut(model, index, match, trace)
+        if cut is not None and all(cut.modules != b.cut.modules for b in found if b.cut):
+            found.append(_measured(Boundary(' & '.join(cut.modules), index, (), depth, cut), trace, known))
+    if not found:
+        raise BoundaryError(
+            f'{type(model).__name__} has no boundary to cut a student at: the image reaches its logits around each of '
+            f'its {len(matches)} features. Name modules through which everything passes in `boundaries`, or choose '
+            f'another student.')
+    return found, trace
+
+
+def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout]]:
+    """For each timm feature the modules that return it, in the order they finish."""
+    raws: list[tuple[str, torch.Tensor]] = []
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if len(tensors(output)) == 1:
+            raws.append((name, tensors(output)[0].clone()))
+
+    probe, x = _Probe(model, None), dummy_image(model, input_size)
+    values = {f'model.{name}': value for name, value in jittered(model, x.dtype).items()}
+    with torch.no_grad(), probing(model), hooked(model, keep):
+        _, references = torch.func.functional_call(probe, values, (x,))
+    result = []
+    for reference in references:
+        found = ((name, match_layout(raw, reference)) for name, raw in raws)
+        result.append({name: layout for name, layout in found if layout is not None})
+    return result
+
+
+def _find_cut(model: nn.Module, index: int, match: dict[str, Layout], trace: Trace) -> Cut | None:
+    """A valid cut for a feature: a module that returns it, else its several tensors, else all stages up to it."""
+    info = [f.get('module') for f in feature_info(model)[:index + 1]]
+    stages = tuple(m for m in info if m and has_module(model, m))
+    outermost = [min((a for a in match if f'{name}.'.startswith(f'{a}.')), key=len) for name in match]
+    attempts: list[tuple[str, ...]] = [(name,) for name in dict.fromkeys(outermost)]
+    if len(stages) == len(info):
+        attempts += [stages[-1:], stages]
+    for names in attempts:
+        try:
+            return trace.cut(names)
+        except BoundaryError:
+            continue
+    return None
+
+
+def _measured(boundary: Boundary, trace: Trace, known: dict[str, Layout]) -> Boundary:
+    assert boundary.cut is not None
+    layouts: list[Layout] = []
+    for name in boundary.cut.modules:
+        raws = [t for t in tensors(trace.calls[name][0].output)]
+        where = f'{name!r} of {type(trace.model).__name__}'
+        layouts += [known[name]] if name in known and len(raws) == 1 else \
+            [infer_layout(t, trace.input_size, where) for t in raws]
+    return replace(boundary, layouts=tuple(layouts))
+
+
+def _depths(model: nn.Module) -> list[float]:
+    """Relative depth of each timm feature; features of one module (several streams) share it."""
+    modules = [f.get('module') or i for i, f in enumerate(feature_info(model))]
+    order = list(dict.fromkeys(modules))
+    return [(order.index(m) + 1) / len(order) for m in modules]
+
+
+def default_boundaries(boundaries: Sequence[Boundary]) -> list[Boundary]:
+    """Choose among all boundaries of a model.
+
+    Hierarchical models: the last boundary of each resolution, without the stem (half the image's resolution or more
+    in models that go on to an eighth) and without the model's last, behind which only norm and head remain. Isotropic
+    models: three, evenly spaced in depth.
+    """
+    usable = [b for b in boundaries if b.depth < 1.] or list(boundaries)
+    if len({b.size for b in boundaries}) == 1:
+        steps = {max(round(len(boundaries) * k / 4), 1) / len(boundaries) for k in (1, 2, 3)}
+        return [b for b in usable if any(math.isclose(b.depth, s) for s in steps)] or usable[-3:]
+    runs = [list(run) for _, run in itertools.groupby(usable, key=lambda b: b.size)]
+    lasts = [run[-1] for run in runs if run[-1].depth < 1.]
+    smallest = min(b.size[0] for b in boundaries)
+    stages = [b for b in lasts if b.size[0] < 16 * smallest]
+    return stages or lasts or usable
+
+
+def pair_boundaries(teacher: Sequence[Boundary], student: Sequence[Boundary]) -> list[tuple[Boundary, Boundary]]:
+    """Pair boundaries in order of depth: the pairing whose depths, then whose resolutions, differ least."""
+    short, long = (teacher, student) if len(teacher) <= len(student) else (student, teacher)
+
+    def difference(chosen: Sequence[Boundary]) -> tuple[float, float]:
+        depth = sum(abs(a.depth - b.depth) for a, b in zip(short, chosen, strict=True))
+        return round(depth, 6), sum(abs(math.log(a.size[0] / b.size[0])) for a, b in zip(short, chosen, strict=True))
+
+    best = min(itertools.combinations(long, len(short)), key=difference)
+    return list(zip(short, best, strict=True)) if short is teacher else list(zip(best, short, strict=True))
+
+
+def has_module(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def check_module(model: nn.Module, name: str) -> None:
+    """Raise BoundaryError with the names that exist, if a model has no module of this name."""
+    parent = ''
+    for part in name.split('.') if name else ['']:
+        children = [n for n, _ in model.get_submodule(parent).named_children()]
+        if part not in children:
+            raise BoundaryError(f'{type(model).__name__} has no module {name!r}: {parent or "it"} has '
+                                f'{", ".join(children) or "no submodules"}')
+        parent = f'{parent}.{part}'.lstrip('.')
+
+
+def no_features(model: nn.Module, role: str) -> str:
+    children = ', '.join(name for name, _ in model.named_children())
+    return (f'{role} {type(model).__name__} is no timm model, so its stages are not known: name modules in '
+            f'`boundaries`, as pairs (teacher module, student module). It has {children or "no submodules"}.')
+
+
+def refused_image(model: nn.Module, input_size: Size, error: Exception) -> str:
+    return (f'{type(model).__name__} does not run on one image of input_size={tuple(input_size)} '
+            f'({type(error).__name__}: {error}). Give the size it was built for as `input_size`, or build it for this '
+            f"size (timm: img_size in teacher_kwargs or student_kwargs).")

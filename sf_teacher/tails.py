@@ -1,0 +1,247 @@
+"""The tail of a student: from the feature at a boundary to the logits, by the student's own forward.
+
+No graph is rewritten and no architecture is known by name. A copy of the student keeps its forward; every module that
+only works before the boundary is emptied in place and answers with a blank of the shape it had at build time, scaled
+to the batch; the boundary answers with the feature that the caller passes in.
+"""
+import copy
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from .errors import BoundaryError, SFTeacherError
+from .trace import Call, Cut, Trace, dummy_image, hooked, jittered, probing, tensors
+
+
+class Tail(nn.Module):
+    """The part of a student behind a boundary: features to logits.
+
+    Its parameters are exactly those between the boundary and the logits, under the student's own names (below
+    ``model.``); the student itself is left as it is. Runs in eval and train mode, with the student's own dropout,
+    drop-path and normalisation layers.
+
+    Args:
+        model: The student. It is copied; the weights before the boundary are not.
+        cut: The boundary, from ``trace.cut(...)``.
+        trace: A recorded forward of `model`.
+
+    Shape:
+        - features: one tensor for each that the boundary's modules return, batch first, in their layouts.
+        - output: what the student returns, usually logits [B, K].
+    """
+
+    def __init__(self, model: nn.Module, cut: Cut, trace: Trace) -> None:
+        super().__init__()
+        if getattr(model, 'grad_checkpointing', False):
+            raise SFTeacherError(
+                f'{type(model).__name__} has gradient checkpointing on, which walks over modules that its tail does '
+                f'not have. Call student.set_grad_checkpointing(False); on the teacher it may stay on.')
+        self.boundary, self.input_size, self._slot = cut.modules, trace.input_size, _Slot()
+        prefix = _modules_before(model, cut, trace)
+        weights = [t for name in prefix for t in (*_at(model, name).parameters(), *_at(model, name).buffers())]
+        self.model = copy.deepcopy(model, {id(t): t for t in weights})
+        for name in prefix:
+            _empty(_at(self.model, name), trace.calls[name][-1], self._slot, trace)
+        index = 0
+        for name in cut.modules:
+            index = _tap(_at(self.model, name), trace.calls[name][0], self._slot, index)
+        self.num_features = index
+        _drop_unreached(self.model, cut, trace)
+        self.train(model.training)
+
+    def forward(self, *features: torch.Tensor) -> Any:
+        slot, batch = self._slot, features[0].shape[0] // self._rows
+        if slot.features:
+            raise RuntimeError('two forwards of one tail at a time: use DistributedDataParallel, not DataParallel')
+        slot.features, slot.batch = features, batch
+        try:
+            return self.model(features[0].new_zeros(()).expand(batch, *self.input_size))
+        finally:
+            slot.features = ()
+
+    @property
+    def _rows(self) -> int:
+        return self._slot.rows
+
+    def extra_repr(self) -> str:
+        return f'after {", ".join(self.boundary)}'
+
+
+def check_tails(model: nn.Module, tails: list[Tail], input_size: tuple[int, int, int]) -> None:
+    """Check that tails give the student's logits for the student's own features.
+
+    The comparison runs at batch size 2 with jittered weights: many models start with a zero head or with logits that
+    hardly depend on the image, so that on fresh weights anything would pass. Equality to the bit in float32 ends it;
+    otherwise float64 decides.
+
+    Raises:
+        BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
+    """
+    if not _same_logits(model, tails, input_size, torch.float32, rtol=0., sensitivity=1e-3):
+        _same_logits(model, tails, input_size, torch.float64, rtol=1e-9, sensitivity=1e-6, explain=True)
+
+
+def _same_logits(
+        model: nn.Module,
+        tails: list[Tail],
+        input_size: tuple[int, int, int],
+        dtype: torch.dtype,
+        rtol: float,
+        sensitivity: float,
+        explain: bool = False,
+) -> bool:
+    values = jittered(model, dtype)
+    got: dict[str, list[torch.Tensor]] = {}
+
+    def capture(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        got[name] = [t.clone() for t in tensors(output)]
+
+    images = dummy_image(model, input_size, batch=2).to(dtype)
+    names = {name for tail in tails for name in tail.boundary}
+    with torch.no_grad(), probing(model), hooked(model, capture, names):
+        expected = tensors(torch.func.functional_call(model, values, (images,)))[0]
+    problem = None
+    scale = expected.abs().max().item()
+    if not (expected[0] - expected[1]).abs().max().item() > sensitivity * scale:
+        problem = f'{type(model).__name__} gives the same logits for different images, so that no tail can be checked'
+    for tail in tails:
+        where = f'the tail of {type(model).__name__} after {", ".join(map(repr, tail.boundary))}'
+        own = {f'model.{n}': values[n] for n, _ in tail.model.named_parameters()}
+        own |= {n: b.to(dtype) if b.is_floating_point() else b for n, b in tail.named_buffers()}
+        features = tuple(t for name in tail.boundary for t in got[name])
+        try:
+            with torch.no_grad(), probing(tail):
+                logits = tensors(torch.func.functional_call(tail, own, features))[0]
+        except Exception as error:
+            raise BoundaryError(f'{where} does not run ({type(error).__name__}: {error}). Choose another module in '
+                                f'`boundaries`.') from error
+        off = (logits - expected).abs().max().item() if logits.shape == expected.shape else float('inf')
+        if not off <= rtol * scale:
+            problem = f'{where} does not reproduce the logits: {off:.2g} off, with logits up to {scale:.2g}'
+    if problem and explain:
+        raise BoundaryError(f'{problem}. Choose another module in `boundaries`.')
+    return not problem
+
+
+class _Slot:
+    """What the emptied modules of one tail need to know of the forward under way."""
+
+    def __init__(self) -> None:
+        self.features: tuple[torch.Tensor, ...] = ()
+        self.batch = 1
+        self.rows = 1   # rows of the first feature per image
+
+
+class _Blank:
+    """A tensor that nothing behind the boundary uses: only its shape [rows per image, ...] and dtype matter."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.shape, self.dtype = like.shape, like.dtype
+
+    def answer(self, slot: _Slot) -> torch.Tensor:
+        dtype = slot.features[0].dtype if self.dtype.is_floating_point else self.dtype
+        zero = torch.zeros((), dtype=dtype, device=slot.features[0].device)
+        return zero.expand(self.shape[0] * slot.batch, *self.shape[1:]) if self.shape else zero
+
+
+class _Constant:
+    """A tensor that does not depend on the image, such as patch positions; kept as a buffer of its module."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    def answer(self, slot: _Slot) -> torch.Tensor:
+        value = getattr(self.module, self.name)
+        return value.expand(slot.batch, *value.shape[1:]) if value.ndim > 1 and value.shape[0] == 1 else value
+
+
+class _Feature:
+    """The feature that the caller of the tail passes in."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def answer(self, slot: _Slot) -> torch.Tensor:
+        return slot.features[self.index]
+
+
+def _answer(slot: _Slot, output: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of an emptied module."""
+    return tree_map(lambda leaf: leaf.answer(slot) if isinstance(leaf, (_Blank, _Constant, _Feature)) else leaf, output)
+
+
+def _at(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name)
+
+
+def _clear(module: nn.Module) -> None:
+    """Empty a module in place, so that its plain attributes (patch sizes, grids) stay readable."""
+    for registry in (module._parameters, module._buffers, module._modules):
+        registry.clear()
+
+
+def _empty(module: nn.Module, call: Call, slot: _Slot, trace: Trace) -> None:
+    on_image = trace.depends_on_image(call)
+    _clear(module)
+
+    def stand_in(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if on_image:
+            return _Blank(leaf)
+        name = f'constant{len(module._buffers)}'
+        module.register_buffer(name, leaf.clone(), persistent=False)
+        return _Constant(module, name)
+
+    module.forward = functools.partial(_answer, slot, tree_map(stand_in, call.output))
+
+
+def _tap(module: nn.Module, call: Call, slot: _Slot, index: int) -> int:
+    _clear(module)
+    if index == 0:
+        slot.rows = tensors(call.output)[0].shape[0]
+
+    def stand_in(leaf: Any) -> Any:
+        nonlocal index
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        index += 1
+        return _Feature(index - 1)
+
+    module.forward = functools.partial(_answer, slot, tree_map(stand_in, call.output))
+    return index
+
+
+def _around(cut: Cut) -> set[str]:
+    """The boundary's modules and all that contain them."""
+    return {''}.union(*({name[:i] for i, c in enumerate(name + '.') if c == '.'} for name in cut.modules))
+
+
+def _modules_before(model: nn.Module, cut: Cut, trace: Trace) -> list[str]:
+    """Outermost modules that nothing behind the boundary needs."""
+    around = _around(cut)
+    reached = [name for name, calls in trace.calls.items() if any(cut.nodes.intersection(call.nodes) for call in calls)]
+    used = {name[:i] for name in (*reached, *cut.parameters) for i, c in enumerate(name + '.') if c == '.'}
+    found: list[str] = []
+    for name, module in model.named_modules():
+        calls = trace.calls.get(name)
+        if not calls or name in around or name in used or (found and name.startswith(found[-1] + '.')):
+            continue
+        has_parameters = next(module.parameters(), None) is not None
+        if has_parameters or (len(calls) == 1 and trace.depends_on_image(calls[0])):
+            found.append(name)
+    return found
+
+
+def _drop_unreached(model: nn.Module, cut: Cut, trace: Trace) -> None:
+    """Parameters before the boundary that no emptied module owns (a ViT's pos_embed) become zero buffers, unsaved."""
+    around = _around(cut)
+    for name, p in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition('.')
+        if name not in cut.parameters and (owner in around or owner not in trace.calls):
+            module = _at(model, owner)
+            del module._parameters[leaf]
+            module.register_buffer(leaf, torch.zeros_like(p.detach()), persistent=False)

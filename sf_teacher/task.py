@@ -1,0 +1,341 @@
+"""The student-friendly teacher as a timm training task."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .branches import BranchOutput, BranchSet, Plan, pick_boundary
+from .checks import check_batch, check_model, check_target
+from .errors import SFTeacherError
+from .losses import joint_loss
+from .methods import Method, get_method, options
+from .stages import Boundary, Size, feature_info, forward_with_maps, teacher_boundaries
+
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Boundaries = Sequence[int | str | tuple[int | str, int | str]]
+
+
+class BranchedTeacher(nn.Module):
+    """A teacher and its branches in one forward, so that distributed training synchronises the gradients of both.
+
+    Args:
+        teacher: The plain model, which stays as it is.
+        branches: Branch set built for it.
+        active: Whether the branches are executed.
+
+    Shape:
+        - input: images [B, C, H, W].
+        - output: the teacher's logits [B, K] and the branches' output, or None where they are not executed.
+    """
+
+    def __init__(self, teacher: nn.Module, branches: BranchSet, active: bool = True) -> None:
+        super().__init__()
+        self.teacher, self.branches, self.active = teacher, branches, active
+        if not active:
+            branches.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, BranchOutput | None]:
+        if not self.active:
+            return self.teacher(x), None
+        logits, maps = forward_with_maps(self.teacher, self.branches.boundaries, x)
+        return logits, self.branches(maps, logits)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the teacher and the students exclude from weight decay."""
+        return {f'{path}.{name}' if path else name
+                for path, module in self.named_modules() if module is not self and hasattr(module, 'no_weight_decay')
+                for name in module.no_weight_decay()}
+
+
+class StudentFriendlyTask(TrainingTask):
+    """Trains a teacher together with student branches; what is evaluated, saved and exported is the plain teacher.
+
+    Args:
+        model: The teacher, a timm model or, with module paths in `boundaries`, any module.
+        criterion: Task loss of the teacher and of every branch; cross entropy by default.
+        students: Student model or models; not needed by methods that make their own branches.
+        method: A method's name or config.
+        boundaries: Where to attach branches: teacher boundaries (timm feature indices or module paths), or pairs
+            (teacher boundary, student boundary). By default the ends of the stages, paired by relative depth and
+            resolution. With several students they count for each.
+        input_size: (C, H, W) of the images; by default the teacher's data config.
+        device: As in timm; by default where the teacher is.
+        dtype: As in timm; by default the teacher's.
+        verbose: As in timm.
+
+    Raises:
+        SFTeacherError: The models, boundaries and sizes do not fit together; nothing has been changed.
+
+    Examples:
+
+        ```python
+        task = StudentFriendlyTask(teacher, nn.CrossEntropyLoss(), students=student)
+        losses = task(images, targets)
+        losses['loss'].backward()
+        ```
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Criterion | None = None,
+            students: nn.Module | Sequence[nn.Module] = (),
+            method: str | Method = 'sftn',
+            boundaries: Boundaries | None = None,
+            input_size: Size | None = None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
+            verbose: bool = True,
+    ) -> None:
+        like = next(model.parameters(), torch.empty(0))
+        super().__init__(device=device or like.device, dtype=dtype or like.dtype, verbose=verbose)
+        self.method = get_method(method)
+        students = [students] if isinstance(students, nn.Module) else list(students)
+        check_model(model, 'teacher')
+        for student in students:
+            check_model(student, 'student')
+        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        self.input_size = input_size = tuple(input_size or default_input_size(model))
+        with torch.random.fork_rng(devices=[]):     # branches leave the training's random numbers alone
+            plan = _plan(model, students, boundaries, input_size)
+            branches = self.method.build(plan).to(self.device, self.dtype)
+        self.num_classes, self.student_names = plan.num_classes, [type(s).__name__ for s in students]
+        self.trainable_module = BranchedTeacher(model, branches, self.method.uses_branches)
+        self._checked = False
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The plain teacher that is being trained."""
+        return unwrap_model(self.trainable_module).teacher
+
+    @property
+    def branches(self) -> BranchSet:
+        """The branch set."""
+        return unwrap_model(self.trainable_module).branches
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
+        """One forward of teacher and branches, and the joint loss.
+
+        Args:
+            input: Images [B, C, H, W].
+            target: Labels [B], or soft targets [B, K] where the criterion takes them.
+
+        Returns:
+            ``"loss"`` to call backward on, ``"output"`` (the teacher's logits [B, K]), ``"branch_output"`` (the
+            branches' logits by name) and every term of the loss by name, see `joint_loss`.
+
+        Raises:
+            SFTeacherError: Images of wrong channels or size, or (first batch only) labels out of range.
+        """
+        check_batch(input, self.input_size)
+        if not self._checked:
+            check_target(target, len(input), self.num_classes)
+            self._checked = True
+        try:
+            logits, branches = self.trainable_module(input)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if tuple(input.shape[1:]) == self.input_size:
+                raise
+            raise SFTeacherError(
+                f'images of size {tuple(input.shape[1:])} do not fit: teacher and branches were built for '
+                f'input_size={self.input_size} ({type(error).__name__}: {error}). Resize the images or give this '
+                f'size as `input_size`.') from error
+        branches = branches or BranchOutput({})
+        losses = joint_loss(logits, branches.logits, branches.terms, target, self.criterion, self.method)
+        return {**losses, 'output': logits, 'branch_output': branches.logits}
+
+    def unwrap(self) -> nn.Module:
+        """The plain teacher, as it came and trained; nothing of the task is left on it."""
+        return self.teacher
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> StudentFriendlyTask:
+        """Wrap teacher and branches in DistributedDataParallel."""
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile teacher and branches for training, and the plain teacher for evaluation."""
+        self.eval_model = torch.compile(self.teacher, backend=backend, mode=mode, **compile_kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The plain teacher (compiled if the task is), or its EMA."""
+        module = super().get_eval_model(module, ema)
+        inner = unwrap_model(module) if module is not None else None
+        return inner.teacher if isinstance(inner, BranchedTeacher) else module
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The branches, which a checkpoint keeps beside the plain teacher's ``state_dict``."""
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        return {} if module is None else {'branches': unwrap_model(module).branches.state_dict()}
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        """Load the branches of a checkpoint."""
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        if state and module is not None:
+            unwrap_model(module).branches.load_state_dict(state['branches'], strict=strict)
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Parameters whose gradients are clipped; `exclude_head` leaves out every classifier (adaptive clipping)."""
+        module = unwrap_model(self.trainable_module)
+        heads = {id(p) for m in module.modules() if exclude_head for p in _classifier_parameters(m)}
+        return [p for p in module.parameters() if id(p) not in heads]
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the teacher and the students exclude from weight decay, by their names in the task."""
+        names = {name: p for name, p in self.named_parameters()}
+        excluded = {id(p) for name, p in unwrap_model(self.trainable_module).named_parameters()
+                    if name in unwrap_model(self.trainable_module).no_weight_decay()}
+        return {name for name, p in names.items() if id(p) in excluded}
+
+    def __repr__(self) -> str:
+        settings = ', '.join(f'{k}={v!r}' for k, v in options(self.method).items())
+        added = sum(p.numel() for p in self.branches.parameters())
+        own = sum(p.numel() for p in self.teacher.parameters())
+        lines = [
+            f'{type(self).__name__}(',
+            f'  method: {type(self.method).__name__}({settings})',
+            f'  teacher: {type(self.teacher).__name__}, {own / 1e6:.2f} M parameters, {self.num_classes} classes, '
+            f'input {"x".join(map(str, self.input_size))}',
+            f'  students: {", ".join(self.student_names) or "none"}',
+            f'  branches: {added / 1e6:.2f} M parameters' + ('' if self.method.uses_branches else ', not executed'),
+            *(f'    {line}' for line in self.branches.describe()),
+            ')',
+        ]
+        return '\n'.join(lines)
+
+
+def wrap(
+        teacher: str | nn.Module,
+        students: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        *,
+        method: str | Method = 'sftn',
+        num_classes: int | None = None,
+        boundaries: Boundaries | None = None,
+        input_size: Size | None = None,
+        pretrained: bool = False,
+        teacher_kwargs: dict[str, Any] | None = None,
+        student_kwargs: dict[str, Any] | None = None,
+) -> StudentFriendlyTask:
+    """Attach student branches to a teacher and return the task that trains both.
+
+    Args:
+        teacher: timm name (``local-dir:`` and ``hf-hub:`` too) or a model. A model is trained in place, not copied.
+        students: Name or model, or several. Models are copied into the branches and stay as they are.
+        method: ``"sftn"`` or a config such as ``SFTN(kl_weight=1.)``.
+        num_classes: Classes of the models built here by name; by default the teacher's own.
+        boundaries: See `StudentFriendlyTask`; needed for models that timm did not build.
+        input_size: (C, H, W) of the images; by default what the teacher was made for. Models built here by name whose
+            size is fixed are built for it.
+        pretrained: Whether a teacher built by name starts from pretrained weights.
+        teacher_kwargs: Further arguments of ``timm.create_model`` for the teacher.
+        student_kwargs: The same for the students, e.g. ``dict(pretrained=True)``.
+
+    Returns:
+        A `timm.task.TrainingTask`: ``task(images, targets)["loss"]``, ``task.teacher``, ``task.export(folder)``.
+
+    Raises:
+        SFTeacherError: Something does not fit; the message says what, and what to do. Nothing has been changed.
+
+    Examples:
+
+        ```python
+        task = sf_teacher.wrap('resnet50', 'resnet18', num_classes=100)
+        ```
+    """
+    config = get_method(method)
+    teacher_kwargs, student_kwargs = dict(teacher_kwargs or {}), dict(student_kwargs or {})
+    if isinstance(teacher, str):
+        teacher_kwargs = {'pretrained': pretrained, **teacher_kwargs}
+        teacher = _create(teacher, 'teacher', num_classes, input_size, teacher_kwargs)
+    elif pretrained or teacher_kwargs:
+        raise SFTeacherError('pretrained and teacher_kwargs are for a teacher given by name; this one is a '
+                             f'{type(teacher).__name__}: load its weights before wrapping it')
+    check_model(teacher, 'teacher')
+    if num_classes is not None and getattr(teacher, 'num_classes', num_classes) != num_classes:
+        raise SFTeacherError(f'teacher {type(teacher).__name__} has {teacher.num_classes} classes, not '
+                             f'num_classes={num_classes}: build it with num_classes={num_classes}')
+    num_classes = getattr(teacher, 'num_classes', num_classes)
+    input_size = tuple(input_size or default_input_size(teacher, teacher_kwargs))
+    if students is None:
+        students = []
+    students = [students] if isinstance(students, str | nn.Module) else list(students)
+    student_kwargs = {'in_chans': input_size[0], **student_kwargs} if input_size[0] != 3 else student_kwargs
+    with torch.random.fork_rng(devices=[]):
+        built = [_create(s, 'student', num_classes, input_size, student_kwargs) if isinstance(s, str) else s
+                 for s in students]
+    task = StudentFriendlyTask(teacher, None, built, config, boundaries, input_size)
+    task.student_names = [s if isinstance(s, str) else type(s).__name__ for s in students]
+    return task
+
+
+def default_input_size(model: nn.Module, kwargs: dict[str, Any] | None = None) -> Size:
+    """The image size (C, H, W) a model was built for."""
+    size = tuple((getattr(model, 'pretrained_cfg', None) or {}).get('input_size') or ())
+    if not size:
+        raise SFTeacherError(f'the image size that {type(model).__name__} was made for is not known: give '
+                             f'input_size=(channels, height, width)')
+    image = (kwargs or {}).get('img_size') or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    height, width = (image, image) if isinstance(image, int) else image or size[1:]
+    return getattr(model, 'in_chans', size[0]), height, width
+
+
+def _create(name: str, role: str, num_classes: int | None, input_size: Size | None, kwargs: dict) -> nn.Module:
+    if ':' not in name and not timm.is_model(name):
+        close = difflib.get_close_matches(name.split('.')[0], timm.list_models(), 3, cutoff=0.5)
+        raise SFTeacherError(f'timm has no model {name!r} (given as {role})'
+                             + (f'; close names: {", ".join(close)}' if close else '')
+                             + ". timm.list_models('*resnet*') lists what there is.")
+    kwargs = dict(kwargs) if num_classes is None else {'num_classes': num_classes, **kwargs}
+    if input_size is not None and 'img_size' not in kwargs and ':' not in name:
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size) != tuple(input_size):
+            kwargs['img_size'] = tuple(input_size[1:])
+    try:
+        return timm.create_model(name, **kwargs)
+    except Exception as error:
+        raise SFTeacherError(f'timm could not build the {role} {name!r} with {kwargs}: {error}') from error
+
+
+def _plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries | None, input_size: Size) -> Plan:
+    pairs = [b if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
+    if boundaries is not None and not pairs:
+        raise SFTeacherError('boundaries=[] leaves nothing to attach a branch to: name boundaries, or omit it')
+    known = {f.get('module'): i for i, f in enumerate(feature_info(teacher))}
+    by_path = [str(t) for t, _ in pairs if isinstance(t, str) and t not in known]
+    names = [str(t) for t, _ in pairs] if by_path else None
+    found, logits = teacher_boundaries(teacher, input_size, names)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise SFTeacherError(f'teacher {type(teacher).__name__} must return logits [B, K], one tensor; it returns '
+                             f'{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}')
+    chosen: list[Boundary] | None = [pick_boundary(found, t, teacher, 'teacher') for t, _ in pairs] or None
+    modules = [s for _, s in pairs if s is not None]
+    if modules and len(modules) < len(pairs):
+        raise SFTeacherError(f'boundaries={list(boundaries or ())!r} mixes pairs and single teacher boundaries: give '
+                             f'either for all')
+    return Plan(found, chosen, students, [modules or None for _ in students], input_size, logits.shape[-1])
+
+
+def _classifier_parameters(module: nn.Module) -> list[nn.Parameter]:
+    if not hasattr(module, 'get_classifier'):
+        return []
+    heads = module.get_classifier()
+    heads = heads if isinstance(heads, tuple | list) else [heads]
+    return [p for head in heads if isinstance(head, nn.Module) for p in head.parameters()]

@@ -1,0 +1,189 @@
+"""One recorded forward of a model: what each module returned, and what reaches the logits past a cut."""
+import contextlib
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .errors import BoundaryError
+
+
+@contextlib.contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode with gradients on every parameter; afterwards every flag is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
+    try:
+        model.eval()
+        for p, _ in flags:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def hooked(model: nn.Module, hook: Any, names: Iterable[str] | None = None) -> Iterator[None]:
+    """Call ``hook(name, module, args, output)`` after every submodule (or those named), for the time of the context."""
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        for name in (n for n in modules if n) if names is None else names:
+            handles.append(modules[name].register_forward_hook(functools.partial(hook, name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dummy_image(model: nn.Module, input_size: tuple[int, int, int], batch: int = 1) -> torch.Tensor:
+    """Noise of a fixed seed [batch, C, H, W], in the model's dtype and on its device; the global RNG stays as it is."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
+    return noise.to(device=like.device, dtype=like.dtype)
+
+
+def jittered(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights for `functional_call` with which the logits depend on the image; the model itself is not touched.
+
+    Fresh models hide errors: residual blocks that start as identities (a norm's zero weight, a small layer scale) and
+    heads that start at zero. Noise on vectors and on all-zero tensors is enough to wake them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values = {}
+    for name, p in itertools.chain(model.named_parameters(), model.named_buffers()):
+        value = p.detach().to(dtype) if p.is_floating_point() else p
+        if isinstance(p, nn.Parameter) and p.is_floating_point() and (p.ndim <= 1 or p.shape[-1] == 1 or not p.any()):
+            value = value + 0.1 * torch.randn(p.shape, generator=generator, dtype=dtype).to(p.device)
+        values[name] = value
+    return values
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors in what a module returned, in order."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a module returned in one call."""
+    order: int
+    output: Any             # detached
+    nodes: tuple[Any, ...]  # autograd nodes of the tensors that have one
+
+
+class Trace:
+    """A recorded forward of `model` on one dummy image, with the autograd graph kept.
+
+    Each module named in `cuts` returns a clone, so that its output has an autograd node of its own even where the
+    module is an identity; a cut at the module is then a cut of the graph at that node.
+
+    Args:
+        model: Any module that maps an image [1, C, H, W] to logits.
+        input_size: (C, H, W) of the dummy image.
+        cuts: Names of the modules that may become a boundary.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int], cuts: Iterable[str]) -> None:
+        self.model, self.input_size = model, tuple(input_size)
+        self.calls: dict[str, list[Call]] = defaultdict(list)
+        cuts, count = set(cuts), 0
+
+        def record(name: str, module: nn.Module, args: Any, output: Any) -> Any:
+            nonlocal count
+            if name in cuts:
+                output = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) and t.requires_grad else t, output)
+            nodes = tuple(t.grad_fn for t in tensors(output) if t.grad_fn is not None)
+            detached = tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, output)
+            self.calls[name].append(Call(count, detached, nodes))
+            count += 1
+            return output if name in cuts else None
+
+        x = dummy_image(model, input_size).requires_grad_()
+        with probing(model), torch.enable_grad(), hooked(model, record):
+            logits = model(x)
+            self.parameters = {id(p): name for name, p in model.named_parameters()}
+            self._image = x.view_as(x).grad_fn.next_functions[0][0]
+        self.logits = tensors(logits)
+        self._roots = [t.grad_fn for t in self.logits if t.grad_fn is not None]
+        self._users: dict[Any, list[Any]] = defaultdict(list)
+        every = self._roots + [node for calls in self.calls.values() for call in calls for node in call.nodes]
+        for node in _reach(every, frozenset()):
+            for parent in _parents(node):
+                self._users[parent].append(node)
+        self._from_image: set[Any] = set()
+        stack = [self._image]
+        while stack:
+            node = stack.pop()
+            if node not in self._from_image:
+                self._from_image.add(node)
+                stack.extend(self._users[node])
+
+    def depends_on_image(self, call: Call) -> bool:
+        """Whether any tensor of the call was computed from the image."""
+        return any(node in self._from_image for node in call.nodes)
+
+    def cut(self, names: tuple[str, ...]) -> 'Cut':
+        """What reaches the logits when the outputs of the modules `names`, together, are replaced by a feature.
+
+        Raises:
+            BoundaryError: The modules are no cut of the model: called more than once or never, return no tensor that
+                depends on the image, or the image also reaches the logits around them.
+        """
+        where = f'{", ".join(map(repr, names))} of {type(self.model).__name__}'
+        stops: set[Any] = set()
+        for name in names:
+            calls = self.calls.get(name, [])
+            if len(calls) != 1:
+                raise BoundaryError(
+                    f'{where} cannot be a boundary: {name!r} is called {len(calls)} times in one forward, and a '
+                    f'boundary must be called exactly once. Choose another module in `boundaries`.')
+            if not self.depends_on_image(calls[0]):
+                raise BoundaryError(
+                    f'{where} cannot be a boundary: the output of {name!r} does not depend on the image. '
+                    f'Choose another module in `boundaries`.')
+            stops.update(calls[0].nodes)
+        nodes = _reach(self._roots, stops)
+        if self._image in nodes:
+            raise BoundaryError(
+                f'{where} cannot be a boundary: the image also reaches the logits around it (a module inside a '
+                f'residual block, or one of several streams). Choose a module through which everything passes.')
+        if not stops & nodes:
+            raise BoundaryError(
+                f'{where} cannot be a boundary: the logits do not depend on it. Choose another module in `boundaries`.')
+        reached = {id(node.variable) for node in nodes if hasattr(node, 'variable')}
+        return Cut(names, {name for i, name in self.parameters.items() if i in reached}, nodes)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A valid boundary: the modules whose outputs it replaces, and what lies between it and the logits."""
+    modules: tuple[str, ...]
+    parameters: set[str]    # names of the parameters between the boundary and the logits
+    nodes: set[Any]         # autograd nodes between them, the boundary's own included
+
+
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def _reach(roots: Iterable[Any], stops: Iterable[Any]) -> set[Any]:
+    """Autograd nodes reached from `roots` without going past any of `stops` (which are included)."""
+    seen: set[Any] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            if node not in stops:
+                stack.extend(_parents(node))
+    return seen
