@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 _FIELDS = {  # the order of the card; whatever else the metadata holds follows
-    "method": "Method",
-    "students": "Students it was trained with",
-    "data": "Data",
-    "seed": "Seed",
-    "metrics": "Metrics",
+    'method': 'Method',
+    'students': 'Students it was trained with',
+    'data': 'Data',
+    'seed': 'Seed',
+    'metrics': 'Metrics',
 }
 
 _TIMM_USAGE = """\
@@ -63,42 +63,43 @@ def model_card(name: str, facts: Mapping[str, Any], metadata: Mapping[str, Any])
         facts: What the probe says of the teacher (see `export`).
         metadata: What the user says of its training.
     """
-    built_by = facts["arch"] or facts["factory"]
-    front = {"library_name": "timm" if facts["arch"] else "pytorch", "pipeline_tag": "image-classification"}
-    tags = ["image-classification", "knowledge-distillation", "sf_teacher", *(["timm"] if facts["arch"] else [])]
-    lines = ["---", *(f"{key}: {value}" for key, value in front.items()), "tags:", *(f"- {tag}" for tag in tags), "---"]
-    lines += [f"# {name}", "", str(metadata.get("description", f"A teacher ({built_by}) for knowledge distillation."))]
+    built_by = facts['arch'] or facts['factory']
+    front = {'library_name': 'timm' if facts['arch'] else 'pytorch', 'pipeline_tag': 'image-classification'}
+    tags = ['image-classification', 'knowledge-distillation', 'sf_teacher', *(['timm'] if facts['arch'] else [])]
+    lines = ['---', *(f'{key}: {value}' for key, value in front.items()), 'tags:', *(f'- {tag}' for tag in tags), '---']
+    lines += [f'# {name}', '', str(metadata.get('description', f'A teacher ({built_by}) for knowledge distillation.'))]
 
-    lines += ["", "## How it was trained", ""]
-    fields = {key: metadata.get(key, "not recorded") for key in _FIELDS}
-    fields |= {key: value for key, value in metadata.items() if key not in {*_FIELDS, "description"}}
+    lines += ['', '## How it was trained', '']
+    fields = {key: metadata.get(key, 'not recorded') for key in _FIELDS}
+    fields |= {key: value for key, value in metadata.items() if key not in {*_FIELDS, 'description'}}
     for key, value in fields.items():
         lines += _item(_FIELDS.get(key, key), value)
 
-    lines += ["", "## The model", ""]
-    for key in ("arch", "factory", "model_args", "num_classes", "input_size", "mean", "std"):
+    lines += ['', '## The model', '']
+    for key in ('arch', 'factory', 'model_args', 'num_classes', 'input_size', 'mean', 'std'):
         if facts[key] is not None:
             lines += _item(key, facts[key])
-    lines += _item("exported with", {"sf_teacher": facts["sf_teacher_version"], **facts["versions"]})
+    lines += _item('exported with', {'sf_teacher': facts['sf_teacher_version'], **facts['versions']})
 
-    lines += ["", "## Use", "", _usage(name, facts)]
+    lines += ['', '## Use', '', _usage(name, facts)]
     lines += [
-        f"`probe.safetensors` holds a few inputs and this teacher's logits. `sf-teacher verify {name}` reloads the folder",
-        "in a fresh process and compares them.",
-        "",
+        "`probe.safetensors` holds a few inputs and this teacher's logits; this reloads the folder and compares them:",
+        '',
+        f'    sf-teacher verify {name}',
+        '',
     ]
     return "\n".join(lines)
 
 
 def _usage(name: str, facts: Mapping[str, Any]) -> str:
-    if facts["arch"]:
+    if facts['arch']:
         return _TIMM_USAGE.format(name=name)
-    module, _, call = facts["factory"].partition(":")
-    arguments = ", ".join(f"{key}={value!r}" for key, value in facts["model_args"].items())
+    module, _, call = facts['factory'].partition(':')
+    arguments = ', '.join(f'{key}={value!r}' for key, value in facts['model_args'].items())
     return _FACTORY_USAGE.format(
-        factory=facts["factory"],
+        factory=facts['factory'],
         module=module,
-        function=call.partition(".")[0],
+        function=call.partition('.')[0],
         call=call,
         arguments=arguments,
         name=name,
@@ -107,9 +108,9 @@ def _usage(name: str, facts: Mapping[str, Any]) -> str:
 
 def _item(key: str, value: Any) -> list[str]:
     if isinstance(value, Mapping):
-        return [f"- **{key}**:", *(f"  - {inner}: {_text(text)}" for inner, text in value.items())]
-    return [f"- **{key}**: {_text(value)}"]
+        return [f'- **{key}**:', *(f'  - {inner}: {_text(text)}' for inner, text in value.items())]
+    return [f'- **{key}**: {_text(value)}']
 
 
 def _text(value: Any) -> str:
-    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
+    return ' '.join(value.split()) if isinstance(value, str) else json.dumps(value)

@@ -24,8 +24,8 @@ from .version import __version__
 
 _logger = logging.getLogger(__name__)
 
-README = "README.md"
-TORCHDISTILL = "torchdistill.yaml"
+README = 'README.md'
+TORCHDISTILL = 'torchdistill.yaml'
 
 
 def export(
@@ -74,7 +74,7 @@ def export(
     """
     target = Path(folder).expanduser().resolve()
     _check_target(target, overwrite)
-    notes, args = plain.primitives("metadata", metadata), plain.primitives("model_args", model_args)
+    notes, args = plain.primitives('metadata', metadata), plain.primitives('model_args', model_args)
     model = unwrap_model(model)
     teacher = plain.plain_copy(model)
     arch = None
@@ -85,64 +85,64 @@ def export(
     else:
         factory = plain.factory_path(factory)
     data_config = plain.data_config(teacher, input_size, mean, std)
-    inputs, logits = plain.probe(teacher, data_config["input_size"])
+    inputs, logits = plain.probe(teacher, data_config['input_size'])
     facts: dict[str, Any] = {
-        "arch": arch,
-        "factory": factory,
-        "model_args": args,
-        "num_classes": logits.shape[1],
+        'arch': arch,
+        'factory': factory,
+        'model_args': args,
+        'num_classes': logits.shape[1],
         **data_config,
-        "sf_teacher_version": __version__,
-        "versions": versions(),
+        'sf_teacher_version': __version__,
+        'versions': versions(),
     }
     with _written_at_once(target, overwrite) as temporary:
         _write(temporary, teacher, facts, notes)
         _write_probe(temporary, inputs, logits, facts)
-        (temporary / README).write_text(model_card(target.name, facts, notes), encoding="utf-8")
+        (temporary / README).write_text(model_card(target.name, facts, notes), encoding='utf-8')
         if arch is not None:
             (temporary / TORCHDISTILL).write_text(
-                torchdistill_snippet(arch, facts["num_classes"], str(target)), encoding="utf-8"
+                torchdistill_snippet(arch, facts['num_classes'], str(target)), encoding='utf-8'
             )
         report = run_check(temporary, 0.0, factory, torch.get_num_threads())
-        if not report["ok"]:
+        if not report['ok']:
             raise SFTeacherError(_refusal(plain.name_of(teacher), report, factory))
-    _logger.info("Exported %s to %s", arch or factory, target)
+    _logger.info('Exported %s to %s', arch or factory, target)
     return target
 
 
 def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[str, Any]) -> None:
     """Configuration and weights."""
-    provenance = {"sf_teacher": {"version": facts["sf_teacher_version"], "versions": facts["versions"], **notes}}
-    if facts["arch"] is not None:
+    provenance = {'sf_teacher': {'version': facts['sf_teacher_version'], 'versions': facts['versions'], **notes}}
+    if facts['arch'] is not None:
         timm.models.save_for_hf(
             teacher,
             str(folder),
             model_config=provenance,
-            model_args=facts["model_args"],
+            model_args=facts['model_args'],
             safe_serialization=True,
-            data_config={key: tuple(facts[key]) for key in ("input_size", "mean", "std")},
+            data_config={key: tuple(facts[key]) for key in ('input_size', 'mean', 'std')},
         )
     else:
-        described = ("factory", "model_args", "num_classes", "input_size", "mean", "std")
+        described = ('factory', 'model_args', 'num_classes', 'input_size', 'mean', 'std')
         config = {key: facts[key] for key in described} | provenance
-        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    torch.save({"model": teacher.state_dict(), **facts}, folder / TEACHER)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding='utf-8')
+    torch.save({'model': teacher.state_dict(), **facts}, folder / TEACHER)
 
 
 def _write_probe(folder: Path, inputs: torch.Tensor, logits: torch.Tensor, facts: dict[str, Any]) -> None:
     digests = {name: sha256(folder / name) for name in (WEIGHTS, TEACHER) if (folder / name).exists()}
-    metadata = {"sf_teacher": json.dumps({**facts, "sha256": digests})}
-    safetensors.torch.save_file({"inputs": inputs, "logits": logits}, folder / PROBE, metadata)
+    metadata = {'sf_teacher': json.dumps({**facts, 'sha256': digests})}
+    safetensors.torch.save_file({'inputs': inputs, 'logits': logits}, folder / PROBE, metadata)
 
 
 def _refusal(name: str, report: dict[str, Any], factory: str | None) -> str:
     reason = f"{name} was not exported, a fresh process does not give it back: {report['reason']}"
-    if report["about"] != "logits":
+    if report['about'] != 'logits':
         return reason
     if factory is not None:
-        return f"{reason}. {factory} builds another model than the one given"
+        return f'{reason}. {factory} builds another model than the one given'
     return (
-        f"{reason}. Something in it is neither in its weights nor in its arguments, such as an activation or a pooling "
+        f'{reason}. Something in it is neither in its weights nor in its arguments, such as an activation or a pooling '
         'that was replaced after it was built; pass factory="package.module:function" with a function that builds it'
     )
 
@@ -151,23 +151,23 @@ def _check_target(target: Path, overwrite: bool) -> None:
     """Refuse a place where a folder cannot be put, before any work is done."""
     parent = next(path for path in target.parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise SFTeacherError(f"cannot write {target}: {parent} is not a folder that can be written to")
+        raise SFTeacherError(f'cannot write {target}: {parent} is not a folder that can be written to')
     if not target.exists():
         return
     if not target.is_dir():
-        raise SFTeacherError(f"{target} exists and is not a folder")
+        raise SFTeacherError(f'{target} exists and is not a folder')
     if any(target.iterdir()):
         if not overwrite:
-            raise SFTeacherError(f"{target} exists and is not empty; pass overwrite=True to replace an earlier export")
+            raise SFTeacherError(f'{target} exists and is not empty; pass overwrite=True to replace an earlier export')
         if not (target / PROBE).is_file():
-            raise SFTeacherError(f"{target} is not an exported teacher (no {PROBE}), overwrite=True leaves it alone")
+            raise SFTeacherError(f'{target} is not an exported teacher (no {PROBE}), overwrite=True leaves it alone')
 
 
 @contextmanager
 def _written_at_once(target: Path, overwrite: bool) -> Iterator[Path]:
     """A folder beside `target` that becomes `target` if the block succeeds and vanishes if it does not."""
     made = [path for path in target.parents if not path.exists()]  # the innermost first
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex[:8]}.tmp')
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -184,7 +184,7 @@ def _written_at_once(target: Path, overwrite: bool) -> Iterator[Path]:
             for path in made:
                 path.rmdir()
         if isinstance(e, OSError):
-            raise SFTeacherError(f"cannot write {target}: {e}") from e
+            raise SFTeacherError(f'cannot write {target}: {e}') from e
         raise
     _sync(target.parent)
 
@@ -194,7 +194,7 @@ def _move(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.replace(temporary, target)
         return
-    old = temporary.with_suffix(".old")
+    old = temporary.with_suffix('.old')
     os.replace(target, old)
     try:
         os.replace(temporary, target)

@@ -18,10 +18,10 @@ import timm
 import torch
 from torch import nn
 
-WEIGHTS = "model.safetensors"
-TEACHER = "teacher.pth"
-CONFIG = "config.json"
-PROBE = "probe.safetensors"
+WEIGHTS = 'model.safetensors'
+TEACHER = 'teacher.pth'
+CONFIG = 'config.json'
+PROBE = 'probe.safetensors'
 
 
 class CheckError(Exception):
@@ -35,17 +35,17 @@ class CheckError(Exception):
 def versions() -> dict[str, str]:
     """What computed a set of logits: torch, timm, Python and the machine."""
     return {
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
+        'torch': str(torch.__version__),
+        'timm': timm.__version__,
+        'python': platform.python_version(),
+        'platform': platform.platform(),
     }
 
 
 def sha256(path: Path) -> str:
     """Digest of a file, read in blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with path.open('rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -53,9 +53,9 @@ def sha256(path: Path) -> str:
 
 def import_factory(factory: str, model_args: dict[str, Any]) -> nn.Module:
     """Build a model through `factory`, "package.module:function"."""
-    module, _, name = factory.partition(":")
+    module, _, name = factory.partition(':')
     function: Any = importlib.import_module(module)
-    for part in name.split("."):
+    for part in name.split('.'):
         function = getattr(function, part)
     return function(**model_args)
 
@@ -77,120 +77,124 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
     """
     facts, inputs, expected = _read_probe(folder)
     _check_files(folder, facts)
-    saved = torch.load(folder / TEACHER, map_location="cpu", weights_only=True)["model"]
-    if facts["arch"]:
+    saved = torch.load(folder / TEACHER, map_location='cpu', weights_only=True)['model']
+    if facts['arch']:
         model = _load_timm(folder, facts)
-        _check_tensors(safetensors.torch.load_file(folder / WEIGHTS), saved, f"{TEACHER} and {WEIGHTS}")
+        _check_tensors(safetensors.torch.load_file(folder / WEIGHTS), saved, f'{TEACHER} and {WEIGHTS}')
     else:
         if factory is None:
             raise CheckError(
-                "build",
+                'build',
                 f"this teacher is built by {facts['factory']!r}, not by timm; pass factory={facts['factory']!r} "
-                "(on the command line --factory) to let that code run here",
+                '(on the command line --factory) to let that code run here',
             )
-        model = import_factory(factory, facts["model_args"])
+        model = import_factory(factory, facts['model_args'])
         model.load_state_dict(saved)
-    _check_tensors(model.state_dict(), saved, f"the reloaded teacher and {TEACHER}")
+    _check_tensors(model.state_dict(), saved, f'the reloaded teacher and {TEACHER}')
 
     with torch.inference_mode():
         logits = model.eval()(inputs)
     if logits.shape != expected.shape:
-        raise CheckError("logits", f"logits are {tuple(logits.shape)}, exported were {tuple(expected.shape)}")
+        raise CheckError('logits', f'logits are {tuple(logits.shape)}, exported were {tuple(expected.shape)}')
     difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
     bit_equal = torch.equal(logits, expected)
     if not bit_equal and not difference <= tolerance * largest:
         raise CheckError(
-            "logits",
+            'logits',
             f"the reloaded teacher's logits differ by up to {difference:.3g} from those exported (largest {largest:.3g}"
-            f", tolerance {tolerance:g} of it)",
+            f', tolerance {tolerance:g} of it)',
         )
     return {
-        **{key: facts[key] for key in ("arch", "factory", "num_classes", "input_size", "mean", "std")},
-        "bit_equal": bit_equal,
-        "max_difference": difference,
-        "largest_logit": largest,
-        "tolerance": tolerance,
-        "exported_with": facts["versions"],
-        "checked_with": versions(),
+        **{key: facts[key] for key in ('arch', 'factory', 'num_classes', 'input_size', 'mean', 'std')},
+        'bit_equal': bit_equal,
+        'max_difference': difference,
+        'largest_logit': largest,
+        'tolerance': tolerance,
+        'exported_with': facts['versions'],
+        'checked_with': versions(),
     }
 
 
 def _read_probe(folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     if not folder.is_dir():
-        raise CheckError("files", f"{folder} is not a folder")
+        raise CheckError('files', f'{folder} is not a folder')
     if not (folder / PROBE).is_file():
-        raise CheckError("files", f"{PROBE} is missing from {folder}: not a folder that sf_teacher exported")
+        raise CheckError('files', f'{PROBE} is missing from {folder}: not a folder that sf_teacher exported')
     try:
-        with safetensors.safe_open(folder / PROBE, "pt") as file:
-            return json.loads(file.metadata()["sf_teacher"]), file.get_tensor("inputs"), file.get_tensor("logits")
+        with safetensors.safe_open(folder / PROBE, 'pt') as file:
+            return json.loads(file.metadata()['sf_teacher']), file.get_tensor('inputs'), file.get_tensor('logits')
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise CheckError("files", f"{PROBE} cannot be read, it is truncated or another file: {e}") from e
+        raise CheckError('files', f'{PROBE} cannot be read, it is truncated or another file: {e}') from e
 
 
 def _check_files(folder: Path, facts: dict[str, Any]) -> None:
-    for name in (CONFIG, *facts["sha256"]):
+    for name in (CONFIG, *facts['sha256']):
         if not (folder / name).is_file():
-            raise CheckError("files", f"{name} is missing from {folder}")
-    for name, digest in facts["sha256"].items():
+            raise CheckError('files', f'{name} is missing from {folder}')
+    for name, digest in facts['sha256'].items():
         if sha256(folder / name) != digest:
-            raise CheckError("files", f"{name} is not the file that was exported (its SHA-256 differs)")
+            raise CheckError('files', f'{name} is truncated or changed: its SHA-256 is not that of the exported file')
 
 
 def _check_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], names: str) -> None:
     if keys := sorted(left.keys() ^ right.keys()):
-        raise CheckError("build", f"{names} have different keys: {', '.join(keys[:5])}")
+        raise CheckError('build', f"{names} have different keys: {', '.join(keys[:5])}")
     for key, tensor in left.items():
         if not torch.equal(tensor, right[key]):
-            raise CheckError("build", f"{names} differ in {key}")
+            raise CheckError('build', f'{names} differ in {key}')
 
 
 def _load_timm(folder: Path, facts: dict[str, Any]) -> nn.Module:
     try:
-        with torch.device("meta"):
-            plain = timm.create_model(facts["arch"], **{**facts["model_args"], "num_classes": facts["num_classes"]})
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        with torch.device('meta'):
+            plain = timm.create_model(facts['arch'], **{**facts['model_args'], 'num_classes': facts['num_classes']})
+        model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     except Exception as e:
-        raise CheckError("build", f"timm {timm.__version__} does not load the folder: {type(e).__name__}: {e}") from e
+        raise CheckError('build', f'timm {timm.__version__} does not load the folder: {type(e).__name__}: {e}') from e
     if keys := sorted(plain.state_dict().keys() ^ model.state_dict().keys()):
-        raise CheckError("build", f"keys differ from those of timm's {facts['arch']}: {', '.join(keys[:5])}")
+        raise CheckError('build', f"keys differ from those of timm's {facts['arch']}: {', '.join(keys[:5])}")
     data = timm.data.resolve_model_data_config(model)
     source: Any = model.pretrained_cfg
-    found = {"arch": source["architecture"], "num_classes": model.num_classes}
-    found |= {key: list(data[key]) for key in ("input_size", "mean", "std")}
+    found = {'arch': source['architecture'], 'num_classes': model.num_classes}
+    found |= {key: list(data[key]) for key in ('input_size', 'mean', 'std')}
     for key, value in found.items():
         if value != facts[key]:
-            raise CheckError("config", f"{CONFIG} gives {key} {value}, exported was {facts[key]}")
+            raise CheckError('config', f'{CONFIG} gives {key} {value}, exported was {facts[key]}')
     return model
+
+
+def report(folder: Path, tolerance: float, factory: str | None = None) -> dict[str, Any]:
+    """What `check` returns with "ok": true, or "ok": false with "about" and "reason"."""
+    try:
+        return {'ok': True, **check(folder, tolerance, factory)}
+    except CheckError as e:
+        return {'ok': False, 'about': e.about, 'reason': str(e)}
+    except Exception as e:
+        return {'ok': False, 'about': 'build', 'reason': f'{type(e).__name__}: {e}'}
 
 
 class _NoSFTeacher(MetaPathFinder):
     """Import hook: an exported teacher must load where this package is not installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.partition(".")[0] == "sf_teacher":
-            raise ModuleNotFoundError(f"{name} is blocked: an exported teacher must load without sf_teacher")
+        if name.partition('.')[0] == 'sf_teacher':
+            raise ModuleNotFoundError(f'{name} is blocked: an exported teacher must load without sf_teacher')
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--tolerance", type=float, required=True)
-    parser.add_argument("--factory")
-    parser.add_argument("--path", type=json.loads, default=[])
-    parser.add_argument("--threads", type=int)
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('--tolerance', type=float, required=True)
+    parser.add_argument('--factory')
+    parser.add_argument('--path', type=json.loads, default=[])
+    parser.add_argument('--threads', type=int)
     args = parser.parse_args()
     sys.meta_path.insert(0, _NoSFTeacher())
     sys.path.extend(args.path)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    try:
-        report = {"ok": True, **check(args.folder, args.tolerance, args.factory)}
-    except CheckError as e:
-        report = {"ok": False, "about": e.about, "reason": str(e)}
-    except Exception as e:
-        report = {"ok": False, "about": "build", "reason": f"{type(e).__name__}: {e}"}
-    print(json.dumps(report))
+    print(json.dumps(report(args.folder, args.tolerance, args.factory)))
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     _main()

@@ -19,21 +19,21 @@ def run_check(
         factory: str | None = None,
         threads: int | None = None,
 ) -> dict[str, Any]:
-    """`check` in a fresh process; the report, or `{"about", "reason"}`, with "ok" added."""
-    command = [sys.executable, "-P", reload.__file__, str(folder), "--tolerance", repr(tolerance)]
+    """`reload.report` in a fresh process."""
+    command = [sys.executable, '-P', reload.__file__, str(folder), '--tolerance', repr(tolerance)]
     if factory is not None:  # its module may lie beside the caller's script
-        command += ["--factory", factory, "--path", json.dumps([os.path.abspath(entry) for entry in sys.path])]
+        command += ['--factory', factory, '--path', json.dumps([os.path.abspath(entry) for entry in sys.path])]
     if threads is not None:
-        command += ["--threads", str(threads)]
+        command += ['--threads', str(threads)]
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
-            command, cwd=elsewhere, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+            command, cwd=elsewhere, env={**os.environ, 'HF_HUB_OFFLINE': '1'}, capture_output=True, text=True,
         )
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        tail = " ".join(done.stderr.split("\n")[-4:]).strip()
-        return {"ok": False, "about": "build", "reason": f"the fresh process ended with {done.returncode}: {tail}"}
+        tail = ' '.join(done.stderr.split("\n")[-4:]).strip()
+        return {'ok': False, 'about': 'build', 'reason': f'the fresh process ended with {done.returncode}: {tail}'}
 
 
 def verify(
@@ -60,9 +60,9 @@ def verify(
         SFTeacherError: What differs, is missing, or cannot be read.
     """
     if not 0 <= tolerance < 1:
-        raise SFTeacherError(f"tolerance is a fraction of the largest logit, 0 <= tolerance < 1, got {tolerance}")
+        raise SFTeacherError(f'tolerance is a fraction of the largest logit, 0 <= tolerance < 1, got {tolerance}')
     folder = Path(folder).expanduser().resolve()
     report = run_check(folder, tolerance, factory)
-    if not report.pop("ok"):
+    if not report.pop('ok'):
         raise SFTeacherError(f"{folder}: {report['reason']}")
     return report

@@ -1,0 +1,109 @@
+"""`sf-teacher`: the command line.
+
+A subcommand is two functions, `_add_NAME` for its arguments and `_NAME` for its work, which imports what it needs, so
+that help is quick. It returns nothing; what is wrong it raises as SFTeacherError.
+"""
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import SFTeacherError
+from .version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; 0 if it succeeded, 1 if it raised SFTeacherError, whose text goes to stderr."""
+    parser = argparse.ArgumentParser(prog='sf-teacher', description='Teachers from which students learn more.')
+    parser.add_argument('--version', action='version', version=f'sf_teacher {__version__}')
+    commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
+    for add in (_add_export, _add_verify):
+        add(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except SFTeacherError as e:
+        print(f'sf-teacher: {e}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser('export', help='turn a timm checkpoint into a verified folder')
+    parser.add_argument('checkpoint', help="of timm's train script or ours, or a state_dict; EMA weights go first")
+    parser.add_argument('folder', help='where to')
+    parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of the architecture")
+    parser.add_argument('--num-classes', type=int, required=True, metavar='N')
+    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help='what it was trained at')
+    parser.add_argument('--mean', type=float, nargs='+', metavar='M', help='what its images were normalised with')
+    parser.add_argument('--std', type=float, nargs='+', metavar='S')
+    parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON', help='for timm.create_model')
+    parser.add_argument('--metadata', type=_json_object, default={}, metavar='JSON', help='for the model card')
+    parser.add_argument('--overwrite', action='store_true', help='replace an earlier export')
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> None:
+    import timm
+
+    from .export import export
+
+    try:
+        model = timm.create_model(
+            args.model, num_classes=args.num_classes, checkpoint_path=args.checkpoint, **args.model_args,
+        )
+    except FileNotFoundError as e:
+        raise SFTeacherError(f'there is no checkpoint at {args.checkpoint}') from e
+    except Exception as e:
+        raise SFTeacherError(f'timm does not load {args.checkpoint} into {args.model}: {type(e).__name__}: {e}') from e
+    folder = export(
+        model,
+        args.folder,
+        input_size=args.input_size,
+        mean=args.mean,
+        std=args.std,
+        metadata=args.metadata,
+        overwrite=args.overwrite,
+    )
+    print(f'{folder}: exported and verified')
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser('verify', help='check that an exported folder still gives back its teacher')
+    parser.add_argument('folder')
+    parser.add_argument(
+        '--tolerance', type=float, default=1e-4, metavar='T',
+        help='largest difference of logits allowed, as a fraction of the largest (default %(default)s; 0: bit-equal)',
+    )
+    parser.add_argument(
+        '--factory', metavar='MODULE:FUNCTION', help='builds a teacher that timm cannot build by name; its code is run',
+    )
+    parser.add_argument('--json', action='store_true', help='print the report as JSON')
+    parser.set_defaults(run=_verify)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from .verify import verify
+
+    report = verify(args.folder, tolerance=args.tolerance, factory=args.factory)
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return
+    print(f"{args.folder}: {report['arch'] or report['factory']}, {report['num_classes']} classes")
+    print(f"  input_size {report['input_size']}, mean {report['mean']}, std {report['std']}")
+    for name, there in report['exported_with'].items():
+        here = report['checked_with'][name]
+        print(f'  {name}: {there}' + (f' when exported, {here} here' if here != there else ''))
+    how = 'bit-equal' if report['bit_equal'] else f"equal within {report['max_difference']:.3g}"
+    print(f"  logits {how} (largest {report['largest_logit']:.3g})")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f'not JSON: {e}') from e
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('expected an object, as in \'{"img_size": 64}\'')
+    return value
