@@ -128,7 +128,7 @@ def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | st
         raise SFTeacherError(
             f'student {type(student).__name__} has {trace.logits[0].shape[-1]} classes and the teacher '
             f'{plan.num_classes}: build both with the same num_classes, e.g. wrap(..., num_classes={plan.num_classes})')
-    check_tails(student, tails, plan.input_size)
+    check_tails(trace, tails)
     return [Branch(t, s, tail, act) for (t, s), tail in zip(pairs, tails, strict=True)]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from .errors import BoundaryError, SFTeacherError
 from .layouts import Layout, infer_layout, match_layout
-from .trace import Cut, Trace, dummy_image, hooked, jittered, probing, tensors
+from .trace import Cut, Trace, dummy_image, hooked, jittered, tensors, twin, weights_of
 
 Size = tuple[int, int, int]
 
@@ -71,7 +71,8 @@ def forward_with_maps(
         Logits [B, K] and one map [B, C_i, H_i, W_i] for each boundary.
     """
     if all(b.index is not None for b in boundaries):
-        final, maps = model.forward_intermediates(x, indices=[b.index for b in boundaries], output_fmt='NCHW')
+        indices = [b.index for b in boundaries]
+        final, maps = model.forward_intermediates(x, indices=indices, stop_early=False, output_fmt='NCHW')
         return model.forward_head(final), maps
     raws, logits = _run_hooked(model, [b.name for b in boundaries], x)
     return logits, [b.layouts[0].to_map(raws[b.name]) for b in boundaries]
@@ -90,19 +91,13 @@ def _run_hooked(model: nn.Module, names: Sequence[str], x: torch.Tensor) -> tupl
     return {name: tensors(outputs[0])[0] for name, outputs in got.items()}, logits
 
 
-class _Probe(nn.Module):
-    """A forward that `functional_call` can run with the model's weights on the meta device."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str] | None) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
-        if self.names is None:
-            final, maps = self.model.forward_intermediates(x, output_fmt='NCHW')
-            return self.model.forward_head(final), maps
-        raws, logits = _run_hooked(self.model, self.names, x)
-        return logits, [raws[name] for name in self.names]
+def _features(model: nn.Module, names: Sequence[str] | None, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+    """Logits, and all of timm's maps or the raw outputs of the modules named."""
+    if names is None:
+        final, maps = model.forward_intermediates(x, stop_early=False, output_fmt='NCHW')
+        return model.forward_head(final), maps
+    raws, logits = _run_hooked(model, names, x)
+    return logits, [raws[name] for name in names]
 
 
 def teacher_boundaries(
@@ -124,19 +119,17 @@ def teacher_boundaries(
         raise BoundaryError(no_features(model, 'teacher'))
     for name in names or ():
         check_module(model, name)
-    probe = _Probe(model, names)
     x = dummy_image(model, input_size)
-    with torch.no_grad(), probing(model):
+    with torch.no_grad():
         try:
-            on_meta = {n: torch.empty_like(t, device='meta')
-                       for n, t in itertools.chain(probe.named_parameters(), probe.named_buffers())}
-            logits, maps = torch.func.functional_call(probe, on_meta, (x.to('meta'),))
-        except BoundaryError:
+            on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
+            logits, maps = _features(twin(model, on_meta), names, x.to('meta'))
+        except SFTeacherError:
             raise
         except Exception:   # the model computes with values, or keeps tensors that are neither parameter nor buffer
             try:
-                logits, maps = probe(x)
-            except BoundaryError:
+                logits, maps = _features(twin(model), names, x)
+            except SFTeacherError:
                 raise
             except Exception as error:
                 raise SFTeacherError(refused_image(model, input_size, error)) from error
@@ -184,7 +177,7 @@ def student_boundaries(
         cuts = {name for match in matches for name in match} | set(names or ())
         cuts |= {m for m in (f.get('module') for f in feature_info(model)) if m and has_module(model, m)}
         trace = Trace(model, input_size, cuts)
-    except BoundaryError:
+    except SFTeacherError:
         raise
     except Exception as error:
         raise SFTeacherError(refused_image(model, input_size, error)) from error
@@ -212,10 +205,10 @@ def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout
         if len(tensors(output)) == 1:
             raws.append((name, tensors(output)[0].clone()))
 
-    probe, x = _Probe(model, None), dummy_image(model, input_size)
-    values = {f'model.{name}': value for name, value in jittered(model, x.dtype).items()}
-    with torch.no_grad(), probing(model), hooked(model, keep):
-        _, references = torch.func.functional_call(probe, values, (x,))
+    x = dummy_image(model, input_size)
+    copied = twin(model, jittered(model, x.dtype))
+    with torch.no_grad(), hooked(copied, keep):
+        _, references = _features(copied, None, x)
     result = []
     for reference in references:
         found = ((name, match_layout(raw, reference)) for name, raw in raws)
@@ -240,10 +233,10 @@ def _find_cut(model: nn.Module, index: int, match: dict[str, Layout], trace: Tra
 
 
 def _measured(boundary: Boundary, trace: Trace, known: dict[str, Layout]) -> Boundary:
-    assert boundary.cut is not None
+    cut = boundary.cut
     layouts: list[Layout] = []
-    for name in boundary.cut.modules:
-        raws = [t for t in tensors(trace.calls[name][0].output)]
+    for name in cut.modules if cut else ():
+        raws = cut.features(trace.calls[name][0])
         where = f'{name!r} of {type(trace.model).__name__}'
         layouts += [known[name]] if name in known and len(raws) == 1 else \
             [infer_layout(t, trace.input_size, where) for t in raws]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from .errors import BoundaryError, SFTeacherError
-from .trace import Call, Cut, Trace, dummy_image, hooked, jittered, probing, tensors
+from .trace import Call, Cut, Trace, calibrate, dummy_image, hooked, jittered, tensors, twin, weights_of
 
 
 class Tail(nn.Module):
@@ -45,15 +45,15 @@ class Tail(nn.Module):
         self.model = copy.deepcopy(model, {id(t): t for t in weights})
         for name in prefix:
             _empty(_at(self.model, name), trace.calls[name][-1], self._slot, trace)
-        index = 0
+        self.features: list[tuple[str, int]] = []   # module and position among the tensors it returns
         for name in cut.modules:
-            index = _tap(_at(self.model, name), trace.calls[name][0], self._slot, index)
-        self.num_features = index
+            _tap(_at(self.model, name), name, trace.calls[name][0], cut, self)
+        self._slot.rows = cut.features(trace.calls[cut.modules[0]][0])[0].shape[0]
         _drop_unreached(self.model, cut, trace)
         self.train(model.training)
 
     def forward(self, *features: torch.Tensor) -> Any:
-        slot, batch = self._slot, features[0].shape[0] // self._rows
+        slot, batch = self._slot, features[0].shape[0] // self._slot.rows
         if slot.features:
             raise RuntimeError('two forwards of one tail at a time: use DistributedDataParallel, not DataParallel')
         slot.features, slot.batch = features, batch
@@ -62,15 +62,11 @@ class Tail(nn.Module):
         finally:
             slot.features = ()
 
-    @property
-    def _rows(self) -> int:
-        return self._slot.rows
-
     def extra_repr(self) -> str:
         return f'after {", ".join(self.boundary)}'
 
 
-def check_tails(model: nn.Module, tails: list[Tail], input_size: tuple[int, int, int]) -> None:
+def check_tails(trace: Trace, tails: list[Tail]) -> None:
     """Check that tails give the student's logits for the student's own features.
 
     The comparison runs at batch size 2 with jittered weights: many models start with a zero head or with logits that
@@ -80,41 +76,43 @@ def check_tails(model: nn.Module, tails: list[Tail], input_size: tuple[int, int,
     Raises:
         BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
     """
-    if not _same_logits(model, tails, input_size, torch.float32, rtol=0., sensitivity=1e-3):
-        _same_logits(model, tails, input_size, torch.float64, rtol=1e-9, sensitivity=1e-6, explain=True)
+    if not _same_logits(trace, tails, torch.float32, rtol=0., sensitivity=1e-3):
+        _same_logits(trace, tails, torch.float64, rtol=1e-9, sensitivity=1e-6, explain=True)
 
 
 def _same_logits(
-        model: nn.Module,
+        trace: Trace,
         tails: list[Tail],
-        input_size: tuple[int, int, int],
         dtype: torch.dtype,
         rtol: float,
         sensitivity: float,
         explain: bool = False,
 ) -> bool:
-    values = jittered(model, dtype)
+    values = jittered(trace.model, dtype)
+    model, images = twin(trace.model, values), dummy_image(trace.model, trace.input_size, batch=2).to(dtype)
+    if explain:
+        calibrate(model, images)
+        values |= weights_of(model)
     got: dict[str, list[torch.Tensor]] = {}
 
     def capture(name: str, module: nn.Module, args: Any, output: Any) -> None:
         got[name] = [t.clone() for t in tensors(output)]
 
-    images = dummy_image(model, input_size, batch=2).to(dtype)
-    names = {name for tail in tails for name in tail.boundary}
-    with torch.no_grad(), probing(model), hooked(model, capture, names):
-        expected = tensors(torch.func.functional_call(model, values, (images,)))[0]
+    with torch.no_grad(), hooked(model, capture, {name for tail in tails for name in tail.boundary}):
+        expected = tensors(model(images))[0]
     problem = None
     scale = expected.abs().max().item()
     if not (expected[0] - expected[1]).abs().max().item() > sensitivity * scale:
         problem = f'{type(model).__name__} gives the same logits for different images, so that no tail can be checked'
     for tail in tails:
         where = f'the tail of {type(model).__name__} after {", ".join(map(repr, tail.boundary))}'
-        own = {f'model.{n}': values[n] for n, _ in tail.model.named_parameters()}
-        own |= {n: b.to(dtype) if b.is_floating_point() else b for n, b in tail.named_buffers()}
-        features = tuple(t for name in tail.boundary for t in got[name])
+        own = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tail.named_buffers()}     # with its constants
+        own |= {n: values[n.removeprefix('model.')] for n, _ in tail.named_parameters()}
+        own |= {f'model.{n}': values[n] for n in tail.model.state_dict()}
+        features = tuple(got[name][i] for name, i in tail.features)
         try:
-            with torch.no_grad(), probing(tail):
-                logits = tensors(torch.func.functional_call(tail, own, features))[0]
+            with torch.no_grad():
+                logits = tensors(twin(tail, own)(*features))[0]
         except Exception as error:
             raise BoundaryError(f'{where} does not run ({type(error).__name__}: {error}). Choose another module in '
                                 f'`boundaries`.') from error
@@ -199,20 +197,21 @@ def _empty(module: nn.Module, call: Call, slot: _Slot, trace: Trace) -> None:
     module.forward = functools.partial(_answer, slot, tree_map(stand_in, call.output))
 
 
-def _tap(module: nn.Module, call: Call, slot: _Slot, index: int) -> int:
+def _tap(module: nn.Module, name: str, call: Call, cut: Cut, tail: Tail) -> None:
+    """Let a boundary's module answer with the caller's features, and with blanks for what the logits don't need."""
+    nodes = iter(enumerate(call.nodes))
     _clear(module)
-    if index == 0:
-        slot.rows = tensors(call.output)[0].shape[0]
 
     def stand_in(leaf: Any) -> Any:
-        nonlocal index
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        index += 1
-        return _Feature(index - 1)
+        position, node = next(nodes)
+        if node not in cut.nodes:
+            return _Blank(leaf)
+        tail.features.append((name, position))
+        return _Feature(len(tail.features) - 1)
 
-    module.forward = functools.partial(_answer, slot, tree_map(stand_in, call.output))
-    return index
+    module.forward = functools.partial(_answer, tail._slot, tree_map(stand_in, call.output))
 
 
 def _around(cut: Cut) -> set[str]:

@@ -1,5 +1,6 @@
 """One recorded forward of a model: what each module returned, and what reaches the logits past a cut."""
 import contextlib
+import copy
 import functools
 import itertools
 from collections import defaultdict
@@ -11,24 +12,30 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .errors import BoundaryError
+from .errors import BoundaryError, SFTeacherError
 
 
-@contextlib.contextmanager
-def probing(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode with gradients on every parameter; afterwards every flag is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
+def twin(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
+    """A copy of a model's modules, in eval mode and without forward hooks, that holds `weights` or shares the model's.
+
+    Whatever is tried on the twin (hooks, caches that a forward fills) leaves no trace on the model.
+
+    Raises:
+        SFTeacherError: The model cannot be copied.
+    """
+    memo: dict[int, Any] = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    if weights is not None:
+        memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
+        memo |= {id(b): weights[n] for n, b in model.named_buffers()}
     try:
-        model.eval()
-        for p, _ in flags:
-            p.requires_grad_(True)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for p, flag in flags:
-            p.requires_grad_(flag)
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise SFTeacherError(f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove what '
+                             f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward.') from error
+    for module in copied.modules():
+        module._forward_hooks.clear()
+        module._backward_hooks.clear()
+    return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
 
 
 @contextlib.contextmanager
@@ -52,20 +59,40 @@ def dummy_image(model: nn.Module, input_size: tuple[int, int, int], batch: int =
     return noise.to(device=like.device, dtype=like.dtype)
 
 
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, unsaved ones too, by name."""
+    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+
+
 def jittered(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Weights for `functional_call` with which the logits depend on the image; the model itself is not touched.
+    """Weights for a twin with which the logits depend on the image.
 
     Fresh models hide errors: residual blocks that start as identities (a norm's zero weight, a small layer scale) and
     heads that start at zero. Noise on vectors and on all-zero tensors is enough to wake them.
     """
     generator = torch.Generator().manual_seed(0)
-    values = {}
-    for name, p in itertools.chain(model.named_parameters(), model.named_buffers()):
-        value = p.detach().to(dtype) if p.is_floating_point() else p
-        if isinstance(p, nn.Parameter) and p.is_floating_point() and (p.ndim <= 1 or p.shape[-1] == 1 or not p.any()):
-            value = value + 0.1 * torch.randn(p.shape, generator=generator, dtype=dtype).to(p.device)
-        values[name] = value
+    values = {name: b.to(dtype) if b.is_floating_point() else b for name, b in model.named_buffers()}
+    shared: dict[int, torch.Tensor] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if id(p) not in shared:
+            shared[id(p)] = p.detach().to(dtype) if p.is_floating_point() else p.detach()
+            if p.is_floating_point() and (p.ndim <= 1 or not p.any()):
+                noise = torch.randn(p.shape, generator=generator, dtype=dtype)
+                shared[id(p)] = shared[id(p)] + 0.1 * noise.to(p.device)
+        values[name] = shared[id(p)]
     return values
+
+
+def calibrate(copied: nn.Module, images: torch.Tensor) -> None:
+    """Give a twin's batch norms the statistics of `images`, without which a deep fresh model drowns its input."""
+    norms = [m for m in copied.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for m in norms:
+        m.running_mean, m.running_var = m.running_mean.clone(), m.running_var.clone()
+        m.training, m.momentum = True, 1.
+    with torch.no_grad():
+        copied(images)
+    for m in norms:
+        m.training = False
 
 
 def tensors(output: Any) -> list[torch.Tensor]:
@@ -78,7 +105,7 @@ class Call:
     """What a module returned in one call."""
     order: int
     output: Any             # detached
-    nodes: tuple[Any, ...]  # autograd nodes of the tensors that have one
+    nodes: tuple[Any, ...]  # autograd node of each tensor in the output, or None
 
 
 class Trace:
@@ -102,22 +129,23 @@ class Trace:
             nonlocal count
             if name in cuts:
                 output = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) and t.requires_grad else t, output)
-            nodes = tuple(t.grad_fn for t in tensors(output) if t.grad_fn is not None)
+            nodes = tuple(t.grad_fn for t in tensors(output))
             detached = tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, output)
             self.calls[name].append(Call(count, detached, nodes))
             count += 1
             return output if name in cuts else None
 
         x = dummy_image(model, input_size).requires_grad_()
-        with probing(model), torch.enable_grad(), hooked(model, record):
-            logits = model(x)
-            self.parameters = {id(p): name for name, p in model.named_parameters()}
-            self._image = x.view_as(x).grad_fn.next_functions[0][0]
+        copied = twin(model, {name: t.detach() for name, t in weights_of(model).items()})
+        self._names = {id(p): name for name, p in copied.named_parameters()}
+        with torch.enable_grad(), hooked(copied, record):
+            logits = copied(x)
+        self._image = x.view_as(x).grad_fn.next_functions[0][0]
         self.logits = tensors(logits)
         self._roots = [t.grad_fn for t in self.logits if t.grad_fn is not None]
         self._users: dict[Any, list[Any]] = defaultdict(list)
-        every = self._roots + [node for calls in self.calls.values() for call in calls for node in call.nodes]
-        for node in _reach(every, frozenset()):
+        called = [node for calls in self.calls.values() for call in calls for node in call.nodes if node is not None]
+        for node in _reach(self._roots + called, frozenset()):
             for parent in _parents(node):
                 self._users[parent].append(node)
         self._from_image: set[Any] = set()
@@ -151,7 +179,7 @@ class Trace:
                 raise BoundaryError(
                     f'{where} cannot be a boundary: the output of {name!r} does not depend on the image. '
                     f'Choose another module in `boundaries`.')
-            stops.update(calls[0].nodes)
+            stops.update(node for node in calls[0].nodes if node in self._from_image)
         nodes = _reach(self._roots, stops)
         if self._image in nodes:
             raise BoundaryError(
@@ -161,7 +189,7 @@ class Trace:
             raise BoundaryError(
                 f'{where} cannot be a boundary: the logits do not depend on it. Choose another module in `boundaries`.')
         reached = {id(node.variable) for node in nodes if hasattr(node, 'variable')}
-        return Cut(names, {name for i, name in self.parameters.items() if i in reached}, nodes)
+        return Cut(names, {name for i, name in self._names.items() if i in reached}, nodes)
 
 
 @dataclass(frozen=True)
@@ -170,6 +198,10 @@ class Cut:
     modules: tuple[str, ...]
     parameters: set[str]    # names of the parameters between the boundary and the logits
     nodes: set[Any]         # autograd nodes between them, the boundary's own included
+
+    def features(self, call: Call) -> list[torch.Tensor]:
+        """Of what a boundary's module returned, the tensors that the logits need."""
+        return [t for t, node in zip(tensors(call.output), call.nodes, strict=True) if node in self.nodes]
 
 
 def _parents(node: Any) -> list[Any]:

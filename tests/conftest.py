@@ -1,0 +1,15 @@
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')    # parallel workers on few cores: more threads only slow them down
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random numbers."""
+    torch.manual_seed(0)
