@@ -1,0 +1,248 @@
+"""Settings of a run: dataclasses whose fields carry their own help and check themselves; flags and YAML come from them.
+
+Names and meanings are those of timm's train script wherever it has them.
+"""
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .errors import SFTeacherError
+
+Config = TypeVar('Config', bound='Checked')
+
+
+def option(
+        default: Any,
+        help: str,
+        *,
+        low: float | None = None,
+        above: float | None = None,
+        high: float | None = None,
+        choices: tuple[str, ...] = (),
+        free: bool = False,
+        positional: bool = False,
+) -> Any:
+    """A setting.
+
+    Args:
+        default: Its default; dicts are copied.
+        help: One line for ``--help`` and the documentation.
+        low: Smallest value allowed.
+        above: Value that must be exceeded.
+        high: Largest value allowed.
+        choices: Values allowed.
+        free: Whether a resumed run may change it, because the results do not depend on it.
+        positional: Whether the command line takes it without a flag.
+    """
+    metadata = dict(help=help, low=low, above=above, high=high, choices=choices, free=free, positional=positional)
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A config that refuses values of the wrong type or range, naming the setting, the value and what is allowed."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value = _typed(getattr(self, f.name), hints[f.name], f.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                _check_range(f.name, item, f.metadata)
+            object.__setattr__(self, f.name, value)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """The loop: how long, with which optimizer and schedule, in which precision, and what is written where."""
+    output: str = option('', 'folder of the run: config.yaml, summary.csv, checkpoints and the exported model')
+    resume: bool = option(False, 'continue the run in --output from its newest complete checkpoint', free=True)
+    seed: int = option(42, 'seed of weights, sampler and augmentation', low=0, high=2 ** 31 - 1)
+    device: str = option('', 'cpu, cuda, mps ... (default: cuda where there is one, else cpu)', free=True)
+    epochs: int = option(100, 'epochs to train', low=1)
+    opt: str = option('sgd', "optimizer, any of timm's")
+    lr: float = option(0.05, 'learning rate', above=0, high=100)
+    momentum: float = option(0.9, 'momentum', low=0, high=1)
+    weight_decay: float = option(5e-4, 'weight decay', low=0, high=10)
+    sched: str = option('cosine', 'schedule of the learning rate',
+                        choices=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
+    sched_on_updates: bool = option(False, 'change the learning rate at every update, not every epoch')
+    warmup_epochs: int = option(0, 'epochs of linear warm-up, counted within --epochs', low=0)
+    warmup_lr: float = option(1e-5, 'learning rate at the start of the warm-up', low=0, high=100)
+    min_lr: float = option(0., 'lowest learning rate of the schedule', low=0, high=100)
+    decay_milestones: tuple[int, ...] = option((150, 180, 210), 'epochs at which multistep decays', low=1)
+    decay_epochs: float = option(30., 'epochs between decays (step), or length of the decay (wsd, rsqrt)', above=0)
+    decay_rate: float = option(0.1, 'factor of a decay', above=0, high=10)
+    clip_grad: float | None = option(None, 'clip gradients to this (default: no clipping)', above=0)
+    clip_mode: str = option('norm', 'how gradients are clipped', choices=('norm', 'value', 'agc'))
+    grad_accum_steps: int = option(1, 'batches for one update', low=1)
+    smoothing: float = option(0., 'label smoothing', low=0, high=0.99)
+    mixup: float = option(0., 'alpha of mixup (0: none)', low=0)
+    cutmix: float = option(0., 'alpha of cutmix (0: none)', low=0)
+    amp: bool = option(False, 'mixed precision')
+    amp_dtype: str = option('float16', 'lower precision of --amp', choices=('float16', 'bfloat16'))
+    channels_last: bool = option(False, 'channels_last memory layout')
+    torchcompile: str = option('', 'compile with this backend, e.g. inductor')
+    model_ema: bool = option(False, 'keep a moving average of the weights; it is evaluated and exported')
+    model_ema_decay: float = option(0.9998, 'its decay', above=0, high=0.999999)
+    model_ema_warmup: bool = option(False, 'let its decay grow from small values')
+    sync_bn: bool = option(False, 'synchronise batch norm between GPUs')
+    log_interval: int = option(50, 'updates between lines of progress outside of a terminal', low=1, free=True)
+    tensorboard: bool = option(False, 'write TensorBoard files into --output too', free=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            raise SFTeacherError(f'warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}: the '
+                                 f'warm-up counts within the epochs; make it shorter or train longer')
+        if self.min_lr > self.lr:
+            raise SFTeacherError(f'min_lr={self.min_lr:g} is above lr={self.lr:g}: the schedule goes down to min_lr')
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are soft."""
+        return bool(self.mixup or self.cutmix)
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """The images: where they are, how they are brought to the network."""
+    data: str = option('', "'digits', or the folder or .tar that timm.data.create_dataset reads")
+    dataset: str = option('', "timm's dataset name, e.g. torch/cifar100, hfds/cifar100 (default: folders or tars)")
+    train_split: str = option('train', 'training split, or the folder or .tar of that name in --data')
+    val_split: str = option('validation', 'validation split; val, valid, eval, test are tried too')
+    dataset_download: bool = option(False, 'let torch/* datasets download themselves', free=True)
+    class_map: str = option('', "file that maps class names to indices, as timm's")
+    num_classes: int | None = option(None, 'classes (default: those of the data)', low=2)
+    batch_size: int = option(128, 'images in a batch, on each process', low=1)
+    validation_batch_size: int | None = option(None, 'the same for validation (default: --batch-size)', low=1)
+    input_size: tuple[int, ...] | None = option(None, 'C H W (default: what the model was made for)', low=1)
+    mean: tuple[float, ...] | None = option(None, "mean of the pixels (default: the model's)")
+    std: tuple[float, ...] | None = option(None, "standard deviation of the pixels (default: the model's)", above=0)
+    in_memory: bool = option(False, 'decode all images once; crop and flip batches on the device (small images)')
+    crop_padding: int = option(4, 'with --in-memory: pixels of padding for the random crop (0: no crop)', low=0)
+    hflip: float | None = option(None, 'probability of a flip (default: 0.5; digits: 0)', low=0, high=1)
+    scale: tuple[float, ...] = option((0.08, 1.), 'without --in-memory: area of the random resized crop', above=0, high=1)
+    color_jitter: float = option(0.4, 'without --in-memory: colour jitter', low=0)
+    aa: str = option('', "without --in-memory: timm's AutoAugment policy, e.g. rand-m9-mstd0.5")
+    reprob: float = option(0., 'without --in-memory: probability of random erasing', low=0, high=1)
+    no_aug: bool = option(False, 'no augmentation at all')
+    workers: int = option(4, 'without --in-memory: loading processes', low=0, free=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_size is not None and len(self.input_size) != 3:
+            raise SFTeacherError(f'input_size={self.input_size} must be three numbers, channels height width: 3 32 32')
+        if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
+            raise SFTeacherError(f'scale={self.scale} must be two fractions of the area, the smaller first: 0.08 1.0')
+        for name in ('color_jitter', 'aa', 'reprob', 'scale'):
+            default = next(f.default for f in fields(self) if f.name == name)
+            if (self.in_memory or self.data == 'digits') and getattr(self, name) != default:
+                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect on images kept in memory, whose '
+                                     f'augmentation is crop_padding and hflip: leave it out, or in_memory')
+
+
+@dataclass(frozen=True)
+class TeacherRun(DataConfig, TrainConfig):
+    """`sf-teacher train`: a teacher with student branches, or, without a student, the standard teacher."""
+    teacher: str = option('', 'timm name of the teacher', positional=True)
+    student: tuple[str, ...] = option((), 'timm name of the student, or of several (none: a standard teacher)')
+    method: str = option('sftn', 'how the branches are attached and trained')
+    method_kwargs: dict[str, Any] = option({}, 'settings of the method, e.g. kl_weight=1. temperature=4.')
+    boundaries: tuple[int, ...] | None = option(None, "teacher boundaries, timm's feature indices (default: chosen)", low=0)
+    pretrained: bool = option(False, 'start the teacher from pretrained weights')
+    model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
+    student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
+
+
+@dataclass(frozen=True)
+class StudentRun(DataConfig, TrainConfig):
+    """`sf-teacher distill`: a student from an exported teacher, or, without one, alone."""
+    teacher: str = option('', 'exported folder of the teacher (none: the student learns alone)')
+    student: str = option('', 'timm name of the student')
+    kd: str = option('plain', 'distillation')
+    kd_temperature: float = option(4., 'temperature of the softened predictions', above=0, high=100)
+    task_loss_weight: float = option(0.1, 'weight of the cross entropy', low=0)
+    distill_loss_weight: float = option(0.9, 'weight of the distillation loss', low=0)
+    pretrained: bool = option(False, 'start the student from pretrained weights')
+    model_kwargs: dict[str, Any] = option({}, 'arguments of the student for timm.create_model')
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A config from plain values, refusing names that it does not have.
+
+    Raises:
+        SFTeacherError: Names the unknown setting and those like it.
+    """
+    known = [f.name for f in fields(cls)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 3)
+            raise SFTeacherError(f'{where}: there is no setting {name!r}' + (f'; like it: {", ".join(close)}' if close
+                                                                             else f'; there are {", ".join(known)}'))
+    return cls(**values)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SFTeacherError(f'cannot read the config {path}: {error}') from error
+    except yaml.YAMLError as error:
+        raise SFTeacherError(f'{path} is not YAML: {error}') from error
+    if not isinstance(values, dict):
+        raise SFTeacherError(f'{path} must hold "setting: value" lines; it holds a {type(values).__name__}')
+    return values
+
+
+def to_yaml(config: Checked) -> str:
+    """The config as YAML, in the order of its fields."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def changed(config: Checked, values: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from those of an earlier run and may not."""
+    now = yaml.safe_load(to_yaml(config))
+    return [f'{f.name}: {values.get(f.name)!r} then, {now[f.name]!r} now' for f in fields(config)
+            if not f.metadata['free'] and values.get(f.name) != now[f.name]]
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    """`value` as its annotation says, lists as tuples and whole numbers as floats where a float is meant."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(item, get_args(kind)[0], name) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    plain = get_origin(kind) or kind
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        item = f' of {get_args(kind)[0].__name__}' if plain is tuple else ''
+        raise SFTeacherError(f'{name}={value!r} must be a {plain.__name__}{item}; it is a {type(value).__name__}')
+    return value
+
+
+def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if metadata['choices'] and value not in metadata['choices']:
+        raise SFTeacherError(f'{name}={value!r} must be one of {", ".join(metadata["choices"])}')
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    low, above, high = metadata['low'], metadata['above'], metadata['high']
+    if not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above) \
+            or (high is not None and value > high):
+        wanted = [f'>= {low:g}' if low is not None else '', f'> {above:g}' if above is not None else '',
+                  f'<= {high:g}' if high is not None else '']
+        raise SFTeacherError(f'{name}={value:g} must be {" and ".join(w for w in wanted if w) or "a finite number"}')

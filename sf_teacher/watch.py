@@ -1,0 +1,114 @@
+"""What is seen of a run: averages of every loss term, progress in a terminal or a log, TensorBoard."""
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+
+
+class Average:
+    """Sample-weighted averages of named values, kept on the device; nothing is read before it is asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
+
+    def update(self, values: Mapping[str, torch.Tensor], n: int) -> None:
+        """Add values that are means over `n` samples."""
+        names = tuple(values)
+        stacked = torch.stack([v.detach() for v in values.values()])
+        stacked = stacked.to(torch.float32 if stacked.device.type == 'mps' else torch.float64) * n
+        self.sums[names] = self.sums[names] + stacked if names in self.sums else stacked
+        self.counts[names] = self.counts.get(names, 0) + n
+
+    def compute(self, distributed: bool = False) -> dict[str, float]:
+        """The averages, over all processes if asked. Every process must have met the same names."""
+        totals: dict[str, torch.Tensor] = {}
+        for names, sums in self.sums.items():
+            if distributed:
+                dist.all_reduce(sums)
+            count = self.counts[names] * (dist.get_world_size() if distributed else 1)
+            for name, value in zip(names, sums, strict=True):
+                pair = torch.stack([value, value.new_tensor(count)])
+                totals[name] = totals[name] + pair if name in totals else pair
+        return {name: (pair[0] / pair[1]).item() for name, pair in totals.items()}
+
+
+@torch.no_grad()
+def watched(result: Mapping[str, Any], target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Every loss term of a task's result, and how well teacher and branches do on the batch they were trained on.
+
+    Returns:
+        The scalars of `result`; ``top1``, and for each branch ``branch_top1/NAME`` and ``branch_gap/NAME``, the
+        divergence KL(teacher || branch) in nats, whatever temperature or direction the loss has.
+    """
+    values = {name: v for name, v in result.items() if isinstance(v, torch.Tensor) and v.ndim == 0}
+    branches = result.get('branch_output') or {}
+    labels = target if target.ndim == 1 else target.argmax(-1)
+    logits = torch.stack([result['output'], *branches.values()]).float()       # [1 + branches, B, K]
+    top1 = (logits.argmax(-1) == labels).float().mean(-1) * 100
+    values['top1'] = top1[0]
+    if branches:
+        log_p = logits.log_softmax(-1)
+        gap = (log_p[:1].exp() * (log_p[:1] - log_p[1:])).sum(-1).mean(-1)
+        for i, name in enumerate(branches):
+            values |= {f'branch_top1/{name}': top1[i + 1], f'branch_gap/{name}': gap[i]}
+    return values
+
+
+class Progress:
+    """A bar that redraws itself in a terminal, one line every `interval` updates elsewhere.
+
+    Args:
+        epochs: Epochs in all.
+        updates: Updates in an epoch.
+        interval: Updates between plain lines.
+        stream: Where to, by default stderr.
+    """
+
+    def __init__(self, epochs: int, updates: int, interval: int, stream: TextIO | None = None) -> None:
+        self.epochs, self.updates, self.interval = epochs, updates, interval
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
+        self._drawn = 0.
+
+    def due(self, update: int) -> bool:
+        """Whether something is to be shown after this update; only then the averages are worth reading."""
+        if self.terminal:
+            return update == self.updates or time.monotonic() - self._drawn > 0.2
+        return update % self.interval == 0
+
+    def show(self, epoch: int, update: int, loss: float, lr: float, speed: float) -> None:
+        """Show where the run is."""
+        self._drawn = time.monotonic()
+        text = f'epoch {epoch + 1}/{self.epochs}  {update}/{self.updates}  loss {loss:.4g}  lr {lr:.3g}  ' \
+               f'{speed:.0f} images/s'
+        if self.terminal:
+            filled = 20 * update // self.updates
+            width = shutil.get_terminal_size().columns - 1
+            text = f'\r{"#" * filled}{"." * (20 - filled)} {text}'[:width].ljust(width)
+        self.stream.write(text if self.terminal else text + '\n')
+        self.stream.flush()
+
+    def line(self, text: str) -> None:
+        """Show a line that stays."""
+        self.stream.write(('\r' + ' ' * (shutil.get_terminal_size().columns - 1) + '\r' if self.terminal else '')
+                          + text + '\n')
+        self.stream.flush()
+
+
+def summary_line(row: Mapping[str, Any], epochs: int) -> str:
+    """One epoch in one line."""
+    parts = [f'epoch {row["epoch"] + 1}/{epochs}', f'loss {row["train_loss"]:.4g}', f'train {row["train_top1"]:.2f} %']
+    if 'eval_top1' in row:
+        parts.append(f'validation {row["eval_top1"]:.2f} %')
+    branches = [v for k, v in row.items() if k.startswith('train_branch_top1/')]
+    gaps = [v for k, v in row.items() if k.startswith('train_branch_gap/')]
+    if branches:
+        parts.append(f'branches {sum(branches) / len(branches):.2f} %, KL to teacher {sum(gaps) / len(gaps):.3f}')
+    return '  '.join([*parts, f'{row["images_per_second"]:.0f} images/s', f'{row["seconds"]:.1f} s'])
