@@ -17,7 +17,7 @@ import yaml
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from sf_teacher import SFTeacherError, cli, reload
+from sf_teacher import SFTeacherError, cli, plain, reload
 from sf_teacher.export import export
 from sf_teacher.verify import verify
 
@@ -262,6 +262,24 @@ def test_callers_numeric_settings_do_not_count(tmp_path):
     assert torch.equal(logits_of(load(path)), logits_of(build()))
 
 
+def test_probe_is_computed_in_full_precision():
+    seen = []
+
+    class Watch(Own):
+        def forward(self, x):
+            seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled('cpu'), x.dtype))
+            return super().forward(x)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision('medium')
+        torch.set_default_dtype(torch.float64)
+        plain.probe(Watch().float(), (1, 8, 8))
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.set_default_dtype(torch.float32)
+    assert seen == [('highest', False, torch.float32)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_model_on_a_gpu(tmp_path):
     model = build().cuda()
@@ -337,7 +355,7 @@ def cases():
         'channels': Unfit(build(), 'Requested 1 input channels, but the model accepts 3', {'input_size': (1, 64, 64)}),
         'fixed size': Unfit(build('test_vit_relpos'), r'Requested image size \(64, 64\)', {'input_size': SIZE}),
         'mean': Unfit(build(), 'mean must have one value or 3 values, got 2', {'mean': (0.5, 0.5)}),
-        'argument': Unfit(build(), 'num_classes=9 disagrees with the current model', {'model_args': {'num_classes': 9}}),
+        'argument': Unfit(build(), 'num_classes=9 disagrees with the current', {'model_args': {'num_classes': 9}}),
         'unknown argument': Unfit(build(), 'timm does not build test_resnet with.*nope', {'model_args': {'nope': 1}}),
         'metadata': Unfit(build(), 'metadata must consist of.*this is an? object', {'metadata': {'data': object()}}),
         'lambda': Unfit(Own(), 'factory=.*cannot be imported by another process', {'factory': lambda: Own()}),
@@ -431,7 +449,7 @@ def test_a_folder_does_not_choose_what_code_runs(own, quick, tmp_path):
 
 def test_the_fresh_process_has_no_sf_teacher(own, tmp_path):
     from own_models import Own
-    with pytest.raises(SFTeacherError, match=r'sf_teacher is blocked: an exported teacher must load without sf_teacher'):
+    with pytest.raises(SFTeacherError, match='sf_teacher is blocked: an exported teacher must load without'):
         export(Own(), tmp_path / 'teacher', factory='own_models:needs_us', **OWN)
     assert leftovers(tmp_path) == ['source']
 
