@@ -1,6 +1,6 @@
 """How a feature tensor of any architecture relates to a map [B, C, H, W]."""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -70,23 +70,25 @@ def match_layout(raw: torch.Tensor, reference: torch.Tensor) -> Layout | None:
     permutation is found by nearest neighbours and then checked for equality.
     """
     _, c, h, w = reference.shape
-    signed = bool((reference < 0).any())
-    if raw.shape == reference.shape:
-        return Layout('NCHW', c, (h, w), signed=signed) if torch.equal(raw, reference) else None
-    if raw.shape == (1, h, w, c):
-        return Layout('NHWC', c, (h, w), signed=signed) if torch.equal(raw.permute(0, 3, 1, 2), reference) else None
-    if raw.ndim != 3 or raw.shape[0] != 1 or raw.shape[2] != c or not 0 <= raw.shape[1] - h * w <= 16:
+    shape, layout = tuple(raw.shape), None
+    if shape == (1, c, h, w):
+        layout = Layout('NCHW', c, (h, w))
+    elif shape == (1, h, w, c):
+        layout = Layout('NHWC', c, (h, w))
+    elif len(shape) == 3 and shape[0] == 1 and shape[2] == c and 0 <= shape[1] - h * w <= 16:
+        prefix = shape[1] - h * w
+        order = _token_order(raw[0, prefix:], reference[0].flatten(1).T.contiguous())
+        layout = Layout('NLC', c, (h, w), prefix, order=order)
+    if layout is None or not torch.equal(raw[:, layout.prefix:], layout.from_map(reference)):
         return None
-    prefix = raw.shape[1] - h * w
-    tokens = reference.flatten(2).transpose(1, 2)
-    if torch.equal(raw[:, prefix:], tokens):
-        return Layout('NLC', c, (h, w), prefix, signed=signed)
-    if not torch.equal(raw[:, prefix:].amax(2).sort().values, tokens.amax(2).sort().values):
+    return replace(layout, signed=bool((reference < 0).any()))
+
+
+def _token_order(raw: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Which of `tokens` each row of `raw` is, where `raw` is a permutation of them; None where they agree or it isn't."""
+    if torch.equal(raw, tokens) or not torch.equal(raw.amax(1).sort().values, tokens.amax(1).sort().values):
         return None
-    order = torch.cdist(raw[0, prefix:].double(), tokens[0].double()).argmin(1)
-    if torch.equal(raw[:, prefix:], tokens[:, order]):
-        return Layout('NLC', c, (h, w), prefix, order=order, signed=signed)
-    return None
+    return torch.cdist(raw.double(), tokens.double()).argmin(1)
 
 
 def infer_layout(raw: torch.Tensor, input_size: tuple[int, int, int], where: str) -> Layout:

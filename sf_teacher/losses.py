@@ -57,7 +57,8 @@ def joint_loss(
         terms; and, detached, ``"branch_ce/NAME"`` and ``"branch_kl/NAME"`` for each branch.
     """
     teacher_ce = criterion(teacher, target)
-    loss, terms = method.teacher_weight * teacher_ce, {'teacher_ce': teacher_ce}
+    terms = {'teacher_ce': teacher_ce}
+    loss: torch.Tensor | float = method.teacher_weight * teacher_ce if method.teacher_weight else 0.
     if branches:
         reference = teacher.detach() if method.detach_teacher_logits else teacher
         reduce = _mean if method.reduction == 'mean' else sum

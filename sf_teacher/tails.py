@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from .errors import BoundaryError, SFTeacherError
-from .trace import Call, Cut, Trace, calibrate, dummy_image, hooked, jittered, tensors, twin, weights_of
+from .trace import Call, Cut, Trace, calibrate, drop_hooks, dummy_image, hooked, jittered, tensors, twin, weights_of
 
 
 class Tail(nn.Module):
@@ -43,6 +43,7 @@ class Tail(nn.Module):
         prefix = _modules_before(model, cut, trace)
         weights = [t for name in prefix for t in (*_at(model, name).parameters(), *_at(model, name).buffers())]
         self.model = copy.deepcopy(model, {id(t): t for t in weights})
+        drop_hooks(self.model)
         for name in prefix:
             _empty(_at(self.model, name), trace.calls[name][-1], self._slot, trace)
         self.features: list[tuple[str, int]] = []   # module and position among the tensors it returns

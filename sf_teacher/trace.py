@@ -32,10 +32,15 @@ def twin(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> nn
     except Exception as error:
         raise SFTeacherError(f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove what '
                              f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward.') from error
+    drop_hooks(copied)
+    return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
+
+
+def drop_hooks(copied: nn.Module) -> None:
+    """Remove what users hooked on the original; pre-hooks stay, because old-style weight norm is one."""
     for module in copied.modules():
         module._forward_hooks.clear()
         module._backward_hooks.clear()
-    return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
 
 
 @contextlib.contextmanager
