@@ -1,0 +1,155 @@
+"""Run a torchdistill config for image classification: train or distil, keep the best checkpoint, test.
+
+Uses torchdistill's public API only, and does what its own example script does for these configs, with one difference:
+a teacher without weights is an error here, where the script logs a line and distils a random model.
+
+    python make_digits.py
+    python run.py --config digits/sftn/test_efficientnet_from_test_resnet.yaml --device cpu --seed 0
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torchdistill.common import main_util, module_util, yaml_util
+from torchdistill.common.constant import def_logger
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.training import get_training_box
+from torchdistill.datasets.util import build_data_loader
+from torchdistill.misc.log import set_basic_log_config, setup_log_file
+from torchdistill.models.official import get_image_classification_model
+from torchdistill.models.registry import get_model
+
+logger = def_logger.getChild(__name__)
+DEPENDENCY = "dependencies:\n  - name: 'sf_teacher.adapters.torchdistill'"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', required=True, type=Path, help='YAML file')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--run_log', help='log file')
+    parser.add_argument('--world_size', type=int, default=1, help='for torchrun')
+    parser.add_argument('-test_only', action='store_true', help='test the best checkpoint, train nothing')
+    parser.add_argument('-log_config', action='store_true', help='log the config')
+    args = parser.parse_args()
+    set_basic_log_config()
+    if args.run_log:
+        setup_log_file(args.run_log)
+    in_parallel, _, device_ids = main_util.init_distributed_mode(args.world_size)
+    main_util.set_seed(args.seed)
+    if not args.config.is_file():
+        raise SystemExit(f'there is no config {args.config}')
+    config = yaml_util.load_yaml_file(str(args.config))
+    main_util.import_dependencies(config.get('dependencies'))
+    if args.log_config:
+        logger.info(config)
+    run(config, args, torch.device(args.device), device_ids, in_parallel)
+
+
+def run(config: dict, args: argparse.Namespace, device: torch.device, device_ids: list | None, parallel: bool) -> None:
+    models, train = config['models'], config['train']
+    teacher = load(args.config, 'teacher_model', models, device, parallel, trains_teacher(train))
+    name = 'student_model' if teacher is not None else 'model'
+    student = load(args.config, name, models, device, parallel, True)
+    best = models[name]['dst_ckpt']
+    if not args.test_only:
+        setting = (config['datasets'], train, device, device_ids, parallel, 1)
+        try:
+            box = get_distillation_box(teacher, student, *setting) if teacher is not None else \
+                get_training_box(student, *setting)
+        except ValueError as error:
+            raise SystemExit(f'{args.config}: train: {error}{remedy(error)}') from error
+        fit(box, box.student_model if teacher is not None else box.model, best, args, train['log_freq'])
+    if not Path(best).is_file():
+        raise SystemExit(f'{args.config}: models.{name}.dst_ckpt {best} does not exist, train first')
+    main_util.load_ckpt(best, model=student)
+    test = config['test']['test_data_loader']
+    loader = build_data_loader(config['datasets'][test['dataset_id']], test, parallel)
+    if teacher is not None:
+        logger.info(f'teacher: top-1 {accuracy(teacher, loader, device):.2f} %')
+    logger.info(f'{name}: top-1 {accuracy(student, loader, device):.2f} %')
+
+
+def load(
+        file: Path,
+        name: str,
+        models: dict,
+        device: torch.device,
+        parallel: bool,
+        may_be_random: bool,
+) -> nn.Module | None:
+    """Build a model of the config; torchvision's names go first, as everywhere in torchdistill."""
+    if name not in models:
+        return None
+    config, where = models[name], f'{file}: models.{name}'
+    checkpoint = config.get('src_ckpt')
+    try:
+        model = get_image_classification_model(config, parallel)
+        ours = model is None
+        if ours:
+            model = get_model(config['key'], config.get('repo_or_dir'), **config['kwargs'])
+    except ValueError as error:
+        raise SystemExit(f'{where}.key {config["key"]!r}: {error}{remedy(error)}') from error
+    if checkpoint is not None and not str(checkpoint).startswith('http') and not Path(checkpoint).is_file():
+        if not may_be_random:
+            raise SystemExit(f'{where}.src_ckpt: {checkpoint} does not exist, the teacher would have random weights. '
+                             f'Correct the path, or export the teacher first')
+        checkpoint = None
+    weights = {config['kwargs'].get(k) for k in ('weights', 'pretrained')} - {None, False}
+    if checkpoint is None and not may_be_random and not weights and not ours:
+        raise SystemExit(f'{where}: the teacher has no src_ckpt and no weights, it would be a random model')
+    try:
+        main_util.load_ckpt(checkpoint, model=model)
+    except (RuntimeError, KeyError) as error:
+        raise SystemExit(f'{where}.src_ckpt: {checkpoint} is of another model than key {config["key"]!r} with '
+                         f'{config["kwargs"]}: {error}. Correct the key, its num_classes or the path') from error
+    return model.to(device)
+
+
+def remedy(error: ValueError) -> str:
+    unknown = any(words in str(error) for words in ('is not expected', 'registered'))
+    return f'. If the key is an adapter\'s, add to the config\n{DEPENDENCY}' if unknown else ''
+
+
+def trains_teacher(train: dict) -> bool:
+    stages = [value for key, value in train.items() if key.startswith('stage')] or [train]
+    return bool(stages[0].get('teacher', {}).get('requires_grad', True))
+
+
+def fit(box: object, model: nn.Module, best: str, args: argparse.Namespace, log_freq: int) -> None:
+    top = 0.
+    for epoch in range(box.num_epochs):
+        box.pre_epoch_process(epoch=epoch)
+        for step, (images, targets, extra) in enumerate(box.train_data_loader):
+            loss = box.forward_process(images.to(box.device), targets.to(box.device), extra)
+            if not loss.isfinite():
+                raise SystemExit(f'{args.config}: the loss is {loss.item()} in epoch {epoch}, step {step}')
+            box.post_forward_process(loss=loss)
+            if step % log_freq == 0:
+                logger.info(f'epoch {epoch} step {step}: loss {loss.item():.4f}')
+        top1 = accuracy(model, box.val_data_loader, box.device)
+        logger.info(f'epoch {epoch}: validation top-1 {top1:.2f} %')
+        if top1 > top:
+            top = top1
+            main_util.save_ckpt(model, box.optimizer, box.lr_scheduler, top, args, best)
+        box.post_epoch_process()
+    box.clean_modules()
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, loader: torch.utils.data.DataLoader, device: torch.device) -> float:
+    model = model.module if module_util.check_if_wrapped(model) else model
+    model.eval()
+    correct = torch.zeros((), device=device)
+    for images, targets in loader:
+        correct += (model(images.to(device)).argmax(1) == targets.to(device)).sum()
+    if main_util.is_dist_avail_and_initialized():
+        distributed.all_reduce(correct)
+    return 100 * correct.item() / len(loader.dataset)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
