@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import random
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -143,6 +144,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DamagedCheckpoint: It is truncated.
         SFTeacherError: It is no checkpoint of ours, or holds code.
     """
+    if not zipfile.is_zipfile(path):    # what torch.save writes; a bare pickle is not even looked at
+        raise DamagedCheckpoint(f'{path} is damaged or truncated')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:

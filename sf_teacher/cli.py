@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from . import cli_train
 from .errors import SFTeacherError
 from .version import __version__
 
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='sf-teacher', description='Teachers from which students learn more.')
     parser.add_argument('--version', action='version', version=f'sf_teacher {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_export, _add_verify):
+    for add in (*cli_train.COMMANDS, _add_export, _add_verify):
         add(commands)
     args = parser.parse_args(argv)
     try:
