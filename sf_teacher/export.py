@@ -73,7 +73,7 @@ def export(
         SFTeacherError: The teacher or the place is not fit for it; nothing was written or changed.
     """
     target = Path(folder).expanduser().resolve()
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     notes, args = plain.primitives('metadata', metadata), plain.primitives('model_args', model_args)
     model = unwrap_model(model)
     teacher = plain.plain_copy(model)
@@ -147,7 +147,7 @@ def _refusal(name: str, report: dict[str, Any], factory: str | None) -> str:
     )
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
     """Refuse a place where a folder cannot be put, before any work is done."""
     parent = next(path for path in target.parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -176,7 +176,7 @@ def _written_at_once(target: Path, overwrite: bool) -> Iterator[Path]:
             path.chmod(mode)
             _sync(path)
         _sync(temporary)
-        _check_target(target, overwrite)
+        check_target(target, overwrite)
         _move(temporary, target)
     except BaseException as e:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -103,8 +103,9 @@ def _refused(arch: str, reason: str) -> SFTeacherError:
     from .torchvision_names import MAPPED, SAME
 
     return SFTeacherError(
-        f'{arch} cannot be exported in torchvision\'s format: {reason}. That format exists for {", ".join(SAME + MAPPED)}'
-        f'. Export without it: the folder loads in timm, and in torchdistill under the key \'sf_teacher.timm_teacher\'')
+        f"{arch} cannot be exported in torchvision's format: {reason}. That format exists for "
+        f"{', '.join(SAME + MAPPED)}. Export without it: the folder loads in timm, and in torchdistill under the key "
+        f"'sf_teacher.timm_teacher'")
 
 
 def is_same(arch: str | None, state: State, inputs: torch.Tensor, logits: torch.Tensor) -> bool:

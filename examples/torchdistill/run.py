@@ -130,9 +130,10 @@ def fit(box: object, model: nn.Module, best: str, args: argparse.Namespace, log_
             box.post_forward_process(loss=loss)
             if step % log_freq == 0:
                 logger.info(f'epoch {epoch} step {step}: loss {loss.item():.4f}')
-        top1 = accuracy(model, box.val_data_loader, box.device)
-        logger.info(f'epoch {epoch}: validation top-1 {top1:.2f} %')
-        if top1 > top:
+        trained = any(p.requires_grad for p in model.parameters())     # not in a stage that trains only the teacher
+        top1 = accuracy(model if trained else box.teacher_model, box.val_data_loader, box.device)
+        logger.info(f'epoch {epoch}: validation top-1 {top1:.2f} %' + ('' if trained else ' (teacher)'))
+        if trained and top1 > top:
             top = top1
             main_util.save_ckpt(model, box.optimizer, box.lr_scheduler, top, args, best)
         box.post_epoch_process()

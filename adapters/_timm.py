@@ -1,0 +1,116 @@
+"""Models for every adapter: built by timm, and never a teacher with random weights."""
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import timm
+import torch
+from torch import nn
+
+from sf_teacher import SFTeacherError
+
+LOCAL = 'local-dir:'
+
+
+def build_teacher(
+        model_name: str,
+        checkpoint_path: str | None = None,
+        pretrained: bool = False,
+        num_classes: int | None = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """A teacher with weights, in eval mode.
+
+    Args:
+        model_name: ``local-dir:FOLDER`` for an exported teacher, or any timm name.
+        checkpoint_path: Weights for a timm name, e.g. the ``teacher.pth`` of an exported folder.
+        pretrained: Whether a timm name comes with timm's pretrained weights.
+        num_classes: Classes; an exported folder knows its own and refuses others.
+        **kwargs: Further arguments of ``timm.create_model``.
+
+    Raises:
+        SFTeacherError: There are no weights, or they are not this model's.
+    """
+    if model_name.startswith(LOCAL):
+        if checkpoint_path:
+            raise SFTeacherError(f'model_name {model_name!r} has its own weights, checkpoint_path={checkpoint_path!r} '
+                                 f'is a second source: give one of them')
+        num_classes = _check_folder(Path(model_name.removeprefix(LOCAL)), num_classes)
+        return build_model(model_name, pretrained=True, num_classes=num_classes, **kwargs).eval()
+    if not checkpoint_path and not pretrained and not model_name.startswith('hf-hub:'):
+        raise SFTeacherError(
+            f'teacher {model_name!r} would have random weights: give model_name: \'local-dir:FOLDER\' (an exported '
+            f'teacher), checkpoint_path, or pretrained: True')
+    if checkpoint_path and not Path(checkpoint_path).is_file():
+        raise SFTeacherError(f'checkpoint_path {checkpoint_path!r} of teacher {model_name!r} does not exist (working '
+                             f'directory {Path.cwd()}): correct the path, or export the teacher first')
+    kwargs |= {} if num_classes is None else {'num_classes': num_classes}
+    if checkpoint_path:
+        kwargs['checkpoint_path'] = checkpoint_path
+    return build_model(model_name, pretrained=not checkpoint_path, **kwargs).eval()
+
+
+def build_model(model_name: str, **kwargs: Any) -> nn.Module:
+    """``timm.create_model``, with errors that say what was asked for."""
+    try:
+        return timm.create_model(model_name, **kwargs)
+    except Exception as error:
+        given = ', '.join(f'{name}={value!r}' for name, value in kwargs.items())
+        lines = str(error).splitlines()
+        shown = '; '.join(line.strip() for line in lines[:4]) + (f'; and {len(lines) - 4} more' if lines[4:] else '')
+        remedy = 'the weights are of another architecture or class count: give the model_name and num_classes they ' \
+                 'were trained with' if 'state_dict' in shown else 'correct model_name or its arguments'
+        raise SFTeacherError(f'timm does not build {model_name!r} with {given} ({type(error).__name__}: {shown}): '
+                             f'{remedy}') from error
+
+
+def _check_folder(folder: Path, num_classes: int | None) -> int:
+    """The classes of an exported folder that timm builds."""
+    if not (folder / 'config.json').is_file():
+        what = 'does not exist' if not folder.exists() else 'holds no config.json, so it is no exported teacher'
+        raise SFTeacherError(f'model_name \'{LOCAL}{folder}\': {folder.absolute()} {what}. Give the folder that '
+                             f'`sf-teacher export` wrote')
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    if 'architecture' not in config:
+        raise SFTeacherError(f'{folder / "config.json"}: timm cannot build this teacher by name, it was exported with '
+                             f'factory={config.get("factory")!r}. Build it with that function and teacher.pth')
+    if num_classes is not None and num_classes != config['num_classes']:
+        raise SFTeacherError(f'{folder / "config.json"}: the teacher has {config["num_classes"]} classes, not '
+                             f'num_classes={num_classes}, for which timm would give it a fresh head. Leave '
+                             f'num_classes out, or export a teacher trained for {num_classes} classes')
+    return config['num_classes']
+
+
+class FeatureTeacher(nn.Module):
+    """An exported teacher for toolboxes that read features from what a model returns; always in eval mode.
+
+    Args:
+        folder: The exported folder.
+        stages: timm feature indices, the stem's place first, one for each feature of the student; by default all.
+        num_classes: What the toolbox asks for; must be the teacher's.
+
+    Raises:
+        SFTeacherError: The folder is no exported teacher, has other classes or not these stages.
+    """
+
+    def __init__(self, folder: str, stages: Sequence[int] | None = None, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.model = build_teacher(f'{LOCAL}{folder}', num_classes=num_classes)
+        count = len(self.model.feature_info)
+        self.stages = list(range(count)) if stages is None else list(stages)
+        if not self.stages or self.stages != sorted(set(self.stages)) or self.stages[-1] >= count or self.stages[0] < 0:
+            raise SFTeacherError(f'stages={self.stages} of {folder}: give increasing indices in 0..{count - 1}')
+
+    def run(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Logits [B, K], maps [B, C, H, W] and the pooled feature [B, D] before the classifier."""
+        final, maps = self.model.forward_intermediates(x, indices=self.stages, output_fmt='NCHW')
+        return self.model.forward_head(final), maps, self.model.forward_head(final, pre_logits=True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what the toolbox read from `teacher.pth`."""
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
