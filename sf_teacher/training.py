@@ -156,8 +156,11 @@ class _Loop:
         self.scaler = NativeScaler('cuda') if amp and config.amp_dtype == 'float16' and self.device.type == 'cuda' \
             else None
         self.optimizer = create_optimizer(task, config)
-        self.scheduler, self.epochs = create_scheduler_v2(
-            self.optimizer, **scheduler_kwargs(config), updates_per_epoch=self.updates)
+        try:
+            self.scheduler, self.epochs = create_scheduler_v2(
+                self.optimizer, **scheduler_kwargs(config), updates_per_epoch=self.updates)
+        except ValueError as error:
+            raise SFTeacherError(f'sched={config.sched}: {error}') from error
         if config.model_ema:
             task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
         random_seed(config.seed, world.rank)

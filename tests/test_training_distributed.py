@@ -1,0 +1,112 @@
+"""Two processes with gloo on the CPU. Batch norm is frozen: there it is synchronised on GPUs only."""
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from timm.layers import freeze_batch_norm_2d
+from timm.task import TrainingTask
+
+from sf_teacher import SFTeacherError, training
+from sf_teacher.methods import METHODS
+
+from . import training_runs as runs
+
+TOLERANCE = 2e-6    # of weights and metrics; sums are made in another order
+
+
+def port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def frozen_norm_task(kind: str) -> TrainingTask:
+    task = runs.task(kind, 'test_vit', img_size=16, patch_size=4)
+    task.trainable_module = freeze_batch_norm_2d(task.trainable_module)
+    for module in task.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.
+    return task
+
+
+def work(rank, world, where, output, kind, batch_size, fail):
+    """One process of a run."""
+    torch.set_num_threads(1)
+    os.dup2(os.open(f'{output}-{rank}.log', os.O_WRONLY | os.O_CREAT), 2)
+    if world > 1:
+        dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{where}', rank=rank, world_size=world)
+    task = frozen_norm_task(kind)
+    train, evaluation = runs.loaders(batch_size, rank=rank, world_size=world, hflip=0.5)
+    if fail == 'nan' and rank == 1:
+        train.mean[:] = float('nan')
+    if fail == 'error' and rank == 1:
+        train.set_epoch = lambda epoch: (_ for _ in ()).throw(OSError('the disk of process 1 is gone'))
+    config = runs.settings(output, epochs=2, mixup=0., opt='sgd', lr=0.02, weight_decay=0.)
+    try:
+        training.fit(task, train, evaluation, config)
+    except SFTeacherError as error:
+        os.write(2, str(error).encode())
+        os._exit(3)
+
+
+def together(output, kind, world=2, batch_size=8, fail=''):
+    where = port()
+    started = [runs.run(work, rank, world, where, output, kind, batch_size, fail) for rank in range(world)]
+    for process in started:
+        process.join(60)
+    logs = [open(f'{output}-{rank}.log').read() for rank in range(world)]
+    return [p.exitcode for p in started], logs
+
+
+@pytest.mark.parametrize('kind', ['teacher', 'plain', 'distill'])
+def test_two_processes_with_half_the_batch_equal_one_with_the_whole(kind, tmp_path):
+    assert set(METHODS) == {'sftn'}, 'a new method needs its own case here'
+    two, one = tmp_path / 'two', tmp_path / 'one'
+    codes, logs = together(two, kind)
+    assert codes == [0, 0], logs
+    codes, logs = together(one, kind, world=1, batch_size=16)
+    assert codes == [0], logs
+    a, b = runs.final_state(two), runs.final_state(one)
+    for state in ('state_dict', 'state_dict_ema'):
+        for name, tensor in a[state].items():
+            torch.testing.assert_close(tensor, b[state][name], atol=TOLERANCE, rtol=0, msg=f'{state}.{name}')
+    assert len(a['rows']) == 2 and a['rows'][0].keys() == b['rows'][0].keys()
+    for row, other in zip(a['rows'], b['rows'], strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    assert len(a['rng']) == 2 and sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_both_before_the_step(tmp_path):
+    codes, logs = together(tmp_path / 'run', 'plain', fail='nan')
+    assert codes == [3, 3]
+    for log in logs:
+        assert 'epoch 1, batch 1: process 1: the images hold values that are not finite' in log
+    assert runs.final_state(tmp_path / 'run')['epoch'] == 0
+
+
+def test_when_one_process_fails_the_other_stops_too(tmp_path):
+    began = time.monotonic()
+    codes, logs = together(tmp_path / 'run', 'plain', fail='error')
+    assert 0 not in codes and None not in codes and time.monotonic() - began < 30
+    assert 'the disk of process 1 is gone' in logs[1]
+
+
+def torchrun(*args, cwd, **kwargs):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port()}',
+               '-m', 'sf_teacher', *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kwargs)
+
+
+def test_torchrun_trains_and_exports_once(tmp_path):
+    args = ['train', 'test_vit', '--student', 'test_vit', '--data', 'digits', '--input-size', '3', '32', '32', '--batch-size',
+            '256', '--epochs', '1', '--device', 'cpu', '--output', 'run']
+    done = torchrun(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('exported and verified') == 1
+    assert {'config.yaml', 'summary.csv', 'teacher', 'checkpoint-00001.pt'} <= set(os.listdir(tmp_path / 'run'))
