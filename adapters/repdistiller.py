@@ -21,7 +21,7 @@ from ._timm import FeatureTeacher
 
 
 class RepDistillerTeacher(FeatureTeacher):
-    """``teacher(x)`` gives logits, ``teacher(x, is_feat=True)`` ``([maps..., pooled], logits)``; see `FeatureTeacher`."""
+    """``teacher(x)``: logits; ``teacher(x, is_feat=True)``: ``([maps..., pooled], logits)``; see `FeatureTeacher`."""
 
     def forward(self, x: torch.Tensor, is_feat: bool = False, preact: bool = False) -> Any:
         if preact:
