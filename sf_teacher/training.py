@@ -330,7 +330,7 @@ class _Loop:
             self.optimizer.load_state_dict(state['optimizer'])
         except (RuntimeError, ValueError, KeyError) as error:
             raise SFTeacherError(f'the checkpoint in {self.config.output} is that of another model or optimizer: '
-                                 f'{error}') from error
+                                 f'{str(error)[:300]}') from error
         if self.scaler is not None:
             self.scaler.load_state_dict(state['scaler'])
         self.start, self.rows, self.best = state['epoch'], state['rows'], state['best']
