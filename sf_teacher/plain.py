@@ -23,7 +23,7 @@ _HOOKS = (
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, in float32 on the CPU, contiguous, without hooks and without tied tensors.
+    """A copy in eval mode, in float32 on the CPU, contiguous, without hooks; its state_dict shares no memory.
 
     Raises:
         SFTeacherError: A float64 weight does not survive float32, or the model cannot be copied.
@@ -48,11 +48,16 @@ def plain_copy(model: nn.Module) -> nn.Module:
         teacher = copy.deepcopy(model, memo).eval()
     except Exception as e:
         raise SFTeacherError(f'{name_of(model)} cannot be copied for export: {type(e).__name__}: {e}') from e
-    state = teacher.state_dict()
-    if others := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
+    if others := [key for key, value in teacher.state_dict().items() if not isinstance(value, torch.Tensor)]:
         raise SFTeacherError(f"the state_dict of {name_of(model)} holds more than tensors: {', '.join(others)}")
-    teacher.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)  # unties
+    teacher.register_state_dict_post_hook(_untie)
     return teacher
+
+
+def _untie(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, metadata: Any) -> None:
+    # safetensors refuses tensors that share memory; some architectures share them by design (coat)
+    for key, tensor in state.items():
+        state[key] = tensor.clone()
 
 
 def identify(teacher: nn.Module, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
