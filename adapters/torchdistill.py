@@ -118,9 +118,9 @@ class Teacher4Method(AuxiliaryModelWrapper):
     """A teacher with its branches, trained together; torchdistill sees, saves and tests the plain teacher.
 
     In a stage of a ``DistillationBox`` it wraps the teacher, in a ``TrainingBox`` the only model. Branches are those of
-    `sf_teacher.wrap`; they run while it trains, and ``branches`` is the module to hook, whose output the method's loss
-    takes. Modules for ``forward_hook`` and ``frozen_modules`` are ``teacher.…`` and ``branches.…``. Leave ``wrapper:``
-    empty: DistributedDataParallel is applied inside, at the first step, so that ``frozen_modules`` is respected.
+    `sf_teacher.wrap`; they run while it trains, and ``branch_output`` is the module to hook, through which they reach
+    the method's loss. Modules for ``frozen_modules`` are ``teacher.…`` and ``branches.…``. Leave ``wrapper:`` empty:
+    DistributedDataParallel is applied inside, at the first step, so that ``frozen_modules`` is respected.
 
     Checkpoints hold the plain teacher under its own keys, so that ``dst_ckpt`` and the test at the end need no
     wrapper. In a ``DistillationBox``, which leaves a teacher's mode alone, this sets it: train mode while gradients are
@@ -169,7 +169,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
                   std: [0.267, 0.256, 0.276]
             forward_hook:
               input: []
-              output: ['branches']
+              output: ['branch_output']
             wrapper:
             requires_grad: True
           student:
@@ -223,6 +223,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         )
         logger.info(task)
         self.model: BranchedTeacher = task.trainable_module
+        self.branch_output, self._output = nn.Identity(), BranchOutput({})
         self._parallel: list[nn.Module] = []    # a list hides it: its parameters are those of self.model
         self._parallel_kwargs = dict(device=device, device_ids=device_ids, distributed=distributed,
                                      find_unused_parameters=find_unused_parameters)
@@ -245,7 +246,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
 
     @property
     def branches(self) -> BranchSet:
-        """The branch set, the module to hook."""
+        """The branch set."""
         return self.model.branches
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -259,7 +260,14 @@ class Teacher4Method(AuxiliaryModelWrapper):
             return self.teacher(x)
         if not self._parallel:
             self._parallel.append(wrap_if_distributed(self.model, **self._parallel_kwargs))
-        return self._parallel[0](x)[0]
+        logits, output = self._parallel[0](x)
+        self._output = output or BranchOutput({})
+        return logits
+
+    def secondary_forward(self, *args: Any, **kwargs: Any) -> None:
+        """Hand the branches' output to the hook here, as torchdistill <= 1.1.3 copies what was hooked earlier."""
+        output, self._output = self._output, BranchOutput({})
+        self.branch_output({'logits': output.logits, 'terms': output.terms})
 
     def post_epoch_process(self, *args: Any, **kwargs: Any) -> None:
         self._epoch += 1
@@ -328,7 +336,7 @@ class MethodLoss(nn.Module):
         method: Options of the method, the same as its wrapper's.
         is_from_teacher: True in a ``DistillationBox``, False in a ``TrainingBox``.
         module_path: Where the teacher's logits are.
-        branches_path: The hooked module that the branches' output comes from.
+        branches_path: The hooked module that hands over the branches' output.
         criterion: Key and kwargs of the task loss, used for the teacher and every branch; cross entropy by default.
         **kwargs: Ignored, as in torchdistill's own losses.
 
@@ -357,7 +365,7 @@ class MethodLoss(nn.Module):
             method: Mapping[str, Any] | None = None,
             is_from_teacher: bool = True,
             module_path: str = '.',
-            branches_path: str = 'branches',
+            branches_path: str = 'branch_output',
             criterion: Mapping[str, Any] | None = None,
             **kwargs: Any,
     ) -> None:
@@ -378,14 +386,19 @@ class MethodLoss(nn.Module):
     ) -> torch.Tensor:
         io_dict = teacher_io_dict if self.is_from_teacher else student_io_dict
         logits = self._output(io_dict, self.module_path)
-        output = self._output(io_dict, self.branches_path) if self.method.uses_branches else BranchOutput({})
-        if not isinstance(output, BranchOutput):
-            raise SFTeacherError(f'{type(self).__name__}: {self.branches_path!r} is not the branches of '
+        output = self._output(io_dict, self.branches_path)
+        if not isinstance(output, dict) or set(output) != {'logits', 'terms'}:
+            raise SFTeacherError(f'{type(self).__name__}: {self.branches_path!r} is not the branch_output of '
                                  f'Teacher4{self.method_class.__name__}, its output is a {type(output).__name__}')
+        if bool(output['logits'] or output['terms']) != self.method.uses_branches:
+            runs = 'run' if output['logits'] or output['terms'] else 'do not run'
+            raise SFTeacherError(f'{type(self).__name__}: the branches {runs}, but by its `method` they should be '
+                                 f'{"used" if self.method.uses_branches else "left out"}: give the wrapper and the '
+                                 f'loss the same `method`')
         if not self._checked:
             check_target(targets, len(logits), logits.shape[1])
             self._checked = True
-        return joint_loss(logits, output.logits, output.terms, targets, self.criterion, self.method)['loss']
+        return joint_loss(logits, output['logits'], output['terms'], targets, self.criterion, self.method)['loss']
 
     def _output(self, io_dict: dict[str, Any], path: str) -> Any:
         if io_dict.get(path, {}).get('output') is None:

@@ -92,7 +92,7 @@ def box_losses(box, steps=None):
     return losses
 
 
-def teacher_stage(num_epochs=1, hooks=('branches',), loss=None, **wrapper):
+def teacher_stage(num_epochs=1, hooks=('branch_output',), loss=None, **wrapper):
     """Way (A)'s first stage as a dict."""
     return {
         'num_epochs': num_epochs,

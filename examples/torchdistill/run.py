@@ -7,17 +7,18 @@ a teacher without weights is an error here, where the script logs a line and dis
     python run.py --config digits/sftn/test_efficientnet_from_test_resnet.yaml --device cpu --seed 0
 """
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 import torch
 from torch import distributed, nn
 from torchdistill.common import main_util, module_util, yaml_util
-from torchdistill.common.constant import def_logger
+from torchdistill.common.constant import LOGGING_FORMAT, def_logger
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
 from torchdistill.datasets.util import build_data_loader
-from torchdistill.misc.log import set_basic_log_config, setup_log_file
+from torchdistill.misc.log import setup_log_file
 from torchdistill.models.official import get_image_classification_model
 from torchdistill.models.registry import get_model
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument('-test_only', action='store_true', help='test the best checkpoint, train nothing')
     parser.add_argument('-log_config', action='store_true', help='log the config')
     args = parser.parse_args()
-    set_basic_log_config()
+    logging.basicConfig(format=LOGGING_FORMAT, level=logging.INFO)
     if args.run_log:
         setup_log_file(args.run_log)
     in_parallel, _, device_ids = main_util.init_distributed_mode(args.world_size)
@@ -135,7 +136,8 @@ def fit(box: object, model: nn.Module, best: str, args: argparse.Namespace, log_
         logger.info(f'epoch {epoch}: validation top-1 {top1:.2f} %' + ('' if trained else ' (teacher)'))
         if trained and top1 > top:
             top = top1
-            main_util.save_ckpt(model, box.optimizer, box.lr_scheduler, top, args, best)
+            given = {key: str(value) for key, value in vars(args).items()}
+            main_util.save_ckpt(model, box.optimizer, box.lr_scheduler, top, given, best)
         box.post_epoch_process()
     box.clean_modules()
 
