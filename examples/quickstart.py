@@ -44,8 +44,8 @@ TEACHER, STUDENT = 'test_resnet', 'test_efficientnet'     # 0.37 M and 0.10 M pa
 METHOD = sf_teacher.SFTN()
 SIZE, TRAIN, VALIDATION = 32, 200, 500
 MEAN = STD = (0.5, 0.5, 0.5)
-EPOCHS, BATCH = 30, 40
-TEACHER_LR = STUDENT_LR = 2e-2
+EPOCHS, BATCH = 30, 20
+TEACHER_LR, STUDENT_LR = 1e-2, 2e-2
 KD = dict(task_loss_weight=0.1, distill_loss_weight=0.9, temperature=4.)
 Advance = Callable[[], None]
 

@@ -96,23 +96,24 @@ def test_yaml_blocks_are_torchdistill_configs_with_known_keys(executed):
     folder, _ = executed
     ours, theirs = map(yaml.safe_load, blocks('yaml'))
     pytest.importorskip('torchdistill')
-    from torchdistill.common.main_util import import_dependencies
+    from torchdistill.common.main_util import import_dependencies, load_ckpt
+    from torchdistill.models.official import get_image_classification_model
     from torchdistill.models.registry import get_model
     before = os.getcwd()
     os.chdir(folder)
     try:
         import_dependencies(ours['dependencies'])
-        model = ours['models']['teacher_model']
-        teacher = get_model(model['key'], **model['kwargs'])
-        assert not teacher.training
-        model = theirs['models']['teacher_model']
-        state = torch.load(model['src_ckpt'], weights_only=True)['model']
-        twin = get_model(model['key'], repo_or_dir=None, **model['kwargs'])
-        twin.load_state_dict(state)
-        x = torch.randn(2, 3, 64, 64)
-        torch.testing.assert_close(twin.eval()(x), teacher(x))
+        config = ours['models']['teacher_model']
+        assert get_image_classification_model(config) is None       # no torchvision name, so the registry is asked
+        teacher = get_model(config['key'], **config['kwargs'])
+        config = theirs['models']['teacher_model']
+        twin = get_image_classification_model(config)               # as torchdistill's scripts do
+        load_ckpt(config['src_ckpt'], model=twin)
     finally:
         os.chdir(before)
+    assert twin.training and not teacher.training                   # as the README warns
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(twin.eval()(x), teacher(x))
 
 
 def test_links_lead_somewhere():

@@ -49,7 +49,11 @@ METHODS: dict[str, Setting] = {
     'detach_teacher_logits': {'method': {'detach_teacher_logits': True}},
     'branch||teacher': {'method': {'kl_direction': 'branch||teacher'}},
     'detach_features (control: no gradient through the features)': {'method': {'detach_features': True}},
-    'first half without branches': {'method': {}, 'plain_epochs': 0.5},
+    'kl_weight=1, detach_teacher_logits': {'method': {'kl_weight': 1., 'detach_teacher_logits': True}},
+    'half: SFTN()': {'method': {}, 'plain_epochs': 0.5},
+    'half: kl_weight=1': {'method': {'kl_weight': 1.}, 'plain_epochs': 0.5},
+    'half: kl_weight=1, detach_teacher_logits': {
+        'method': {'kl_weight': 1., 'detach_teacher_logits': True}, 'plain_epochs': 0.5},
 }
 
 
