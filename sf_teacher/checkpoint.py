@@ -10,7 +10,7 @@ import random
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / '.lock', 'a')
+            self._lock = open(self.path / '.lock', 'a')     # noqa: SIM115, held until close()
         except OSError as error:
             raise SFTeacherError(f'cannot write to output={str(path)!r}: {error}') from error
         try:
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The random number generators of this process as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
     state = {'torch': torch.get_rng_state(), 'numpy': [name, torch.from_numpy(keys.astype(np.int64)), *rest],
              'python': list(random.getstate())}
     if device.type == 'cuda':

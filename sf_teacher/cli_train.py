@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import logging
 import os
 import shlex
@@ -39,7 +40,9 @@ def add_settings(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:
     for f in sorted(fields(cls), key=lambda f: _owner(cls, f.name) is not cls):
         owner = _owner(cls, f.name)
         title = {TrainConfig: 'training', DataConfig: 'data'}.get(owner, 'models and method')
-        group = groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group = groups[title]
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         text = f.metadata['help']
         if '(default' not in text and not isinstance(default, bool | dict) and default not in ('', None, ()):
@@ -72,8 +75,8 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _work(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> None:
+    from .guard import Interrupted
     from .run import describe
-    from .training import Interrupted
 
     rank, processes = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     logging.basicConfig(format='%(message)s', level=logging.INFO if rank == 0 else logging.ERROR)
@@ -108,7 +111,7 @@ def _work(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> None:
 
 
 def _owner(cls: type, name: str) -> type:
-    return next(c for c in reversed(cls.__mro__) if name in c.__dict__.get('__annotations__', {}))
+    return next(c for c in reversed(cls.__mro__) if name in inspect.get_annotations(c))
 
 
 def _kind(hint: Any, f: Any) -> dict[str, Any]:
@@ -121,7 +124,8 @@ def _kind(hint: Any, f: Any) -> dict[str, Any]:
         return {'type': _key_value, 'nargs': '*', 'metavar': 'KEY=VALUE'}
     if get_origin(kind) is tuple:
         return {'type': get_args(kind)[0], 'nargs': '+', 'metavar': metavar}
-    return {'type': kind, 'choices': f.metadata['choices'] or None, 'metavar': None if f.metadata['choices'] else metavar}
+    choices = f.metadata['choices'] or None
+    return {'type': kind, 'choices': choices, 'metavar': None if choices else metavar}
 
 
 def _key_value(text: str) -> tuple[str, Any]:

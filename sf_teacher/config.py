@@ -33,7 +33,7 @@ def option(
     """A setting.
 
     Args:
-        default: Its default; dicts are copied.
+        default: Its default.
         help: One line for ``--help`` and the documentation.
         low: Smallest value allowed.
         above: Value that must be exceeded.
@@ -43,9 +43,10 @@ def option(
         positional: Whether the command line takes it without a flag.
     """
     metadata = dict(help=help, low=low, above=above, high=high, choices=choices, free=free, positional=positional)
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+_NO_LIMITS = dict(low=None, above=None, high=None, choices=(), free=False, positional=False)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class DataConfig(Checked):
     in_memory: bool = option(False, 'decode all images once; crop and flip batches on the device (small images)')
     crop_padding: int = option(4, 'with --in-memory: pixels of padding for the random crop (0: no crop)', low=0)
     hflip: float | None = option(None, 'probability of a flip (default: 0.5; digits: 0)', low=0, high=1)
-    scale: tuple[float, ...] = option((0.08, 1.), 'without --in-memory: area of the random resized crop', above=0, high=1)
+    scale: tuple[float, ...] = option((0.08, 1.), 'without --in-memory: area of the random crop', above=0, high=1)
     color_jitter: float = option(0.4, 'without --in-memory: colour jitter', low=0)
     aa: str = option('', "without --in-memory: timm's AutoAugment policy, e.g. rand-m9-mstd0.5")
     reprob: float = option(0., 'without --in-memory: probability of random erasing', low=0, high=1)
@@ -157,11 +158,14 @@ class TeacherRun(DataConfig, TrainConfig):
     teacher: str = option('', 'timm name of the teacher', positional=True)
     student: tuple[str, ...] = option((), 'timm name of the student, or of several (none: a standard teacher)')
     method: str = option('sftn', 'how the branches are attached and trained')
-    method_kwargs: dict[str, Any] = option({}, 'settings of the method, e.g. kl_weight=1. temperature=4.')
-    boundaries: tuple[int, ...] | None = option(None, "teacher boundaries, timm's feature indices (default: chosen)", low=0)
+    method_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_NO_LIMITS | dict(
+        help='settings of the method, e.g. kl_weight=1. temperature=4.'))
+    boundaries: tuple[int, ...] | None = option(None, "teacher boundaries, timm's indices (default: chosen)", low=0)
     pretrained: bool = option(False, 'start the teacher from pretrained weights')
-    model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
-    student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
+    model_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_NO_LIMITS | dict(
+        help='arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1'))
+    student_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_NO_LIMITS | dict(
+        help='the same for the students, e.g. pretrained=True'))
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ class StudentRun(DataConfig, TrainConfig):
     task_loss_weight: float = option(0.1, 'weight of the cross entropy', low=0)
     distill_loss_weight: float = option(0.9, 'weight of the distillation loss', low=0)
     pretrained: bool = option(False, 'start the student from pretrained weights')
-    model_kwargs: dict[str, Any] = option({}, 'arguments of the student for timm.create_model')
+    model_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_NO_LIMITS | dict(
+        help='arguments of the student for timm.create_model'))
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:

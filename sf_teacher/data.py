@@ -67,8 +67,8 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
         differ = sorted(set(names[0]) ^ set(names[1]))
         raise SFTeacherError(
             f'the classes of {config.train_split} ({len(names[0])}) and {config.val_split} ({len(names[1])}) differ, '
-            f'e.g. in {", ".join(differ[:3]) or "their order"}: labels would not mean the same. Add what is missing, or '
-            f'give class_map, a file with one class name a line')
+            f'e.g. in {", ".join(differ[:3]) or "their order"}: labels would not mean the same. Add what is missing, '
+            f'or give class_map, a file with one class name a line')
     found = [targets(d) for d in (train, validation)]
     known = len(names[0]) or max((int(t.max()) + 1 for t in found if t is not None), default=0)
     num_classes = config.num_classes or known
@@ -110,7 +110,7 @@ def create_loaders(
         _check_batches(len(data.train), config.batch_size, world_size, train_config.mixes)
     batch_sizes = config.batch_size, config.validation_batch_size or config.batch_size
     if config.in_memory or config.data == 'digits':
-        crop = dict(crop_padding=0, hflip=0.) if config.no_aug else dict(
+        crop: dict[str, Any] = dict(crop_padding=0, hflip=0.) if config.no_aug else dict(
             crop_padding=config.crop_padding, hflip=flip_probability(config))
         if config.data == 'digits':
             crop['crop_padding'] = min(crop['crop_padding'], data_config['input_size'][1] // 8)
@@ -125,14 +125,14 @@ def create_loaders(
                 images, labels, batch_size, data_config['mean'], data_config['std'], is_training=is_training, **crop,
                 seed=train_config.seed, device=device, rank=rank, world_size=world_size))
         return loaders[0], loaders[1]
-    common = dict(
+    common: dict[str, Any] = dict(
         input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
         interpolation=data_config['interpolation'], num_workers=config.workers, distributed=world_size > 1,
         persistent_workers=False, pin_memory=device.type == 'cuda', device=device)
     train = create_loader(
-        data.train, batch_size=batch_sizes[0], is_training=True, no_aug=config.no_aug, scale=config.scale,
-        hflip=flip_probability(config), color_jitter=config.color_jitter, auto_augment=config.aa or None,
-        re_prob=config.reprob, **common)
+        data.train, batch_size=batch_sizes[0], is_training=True, no_aug=config.no_aug,
+        scale=(config.scale[0], config.scale[1]), hflip=flip_probability(config), color_jitter=config.color_jitter,
+        auto_augment=config.aa or None, re_prob=config.reprob, **common)
     if hasattr(train.sampler, 'set_epoch'):
         train.sampler.seed = train_config.seed      # timm leaves it at 0: every seed would see one order
     validation = create_loader(
@@ -176,7 +176,8 @@ def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> An
             raise SFTeacherError(f'training and validation would both read {root}: give another val_split')
     try:
         dataset = create_dataset(
-            config.dataset, root=root, split=split, search_split=False, class_map=config.class_map,
+            config.dataset, root=root, split=split, search_split=bool(config.dataset),
+            class_map=config.class_map,     # type: ignore[arg-type]
             download=config.dataset_download, is_training=is_training, batch_size=config.batch_size, seed=seed,
             input_img_mode='RGB' if channels == 3 else 'L')
         count = len(dataset)
@@ -191,8 +192,8 @@ def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> An
 def _find(root: Path, split: str) -> Path:
     """The folder or tar of a split. timm would quietly read the whole of `root` where there is none."""
     if not root.is_dir():
-        raise SFTeacherError(f'data={str(root)!r} is no folder: give the folder that holds the splits, as folders or as '
-                             f'.tar files (they need not be named {split}: see train_split and val_split)')
+        raise SFTeacherError(f'data={str(root)!r} is no folder: give the folder that holds the splits, as folders or '
+                             f'as .tar files (they need not be named {split}: see train_split and val_split)')
     for name in (split, *_SYNONYMS.get(split, ())):
         for path in (root / name, root / f'{name}.tar'):
             if path.exists():

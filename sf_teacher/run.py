@@ -20,10 +20,12 @@ from .config import StudentRun, TeacherRun
 from .data import create_loaders, flip_probability, load_data
 from .errors import SFTeacherError
 from .export import export
+from .guard import World
+from .loop import Row, create_optimizer, eval_model, trainable
 from .methods import METHODS, Method, get_method
 from .task import _create as create_model
 from .task import wrap
-from .training import Row, World, create_optimizer, criterion, fit
+from .training import criterion, fit
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def plan_student(config: StudentRun) -> Plan:
     teacher = load_teacher(config.teacher).to(device) if config.teacher else None
     if teacher is not None:
         expected = resolve_data_config({}, model=teacher)
-        size = size or expected['input_size']
+        size = config.input_size or expected['input_size']
         config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']))
     data = load_data(config, config.seed, size[0] if size else 3)
     if teacher is not None and teacher.num_classes != data.num_classes:
@@ -105,7 +107,7 @@ def plan_student(config: StudentRun) -> Plan:
         task: TrainingTask = ClassificationTask(student, loss, device=device, verbose=False)
     else:
         check_forward(teacher, 'teacher', size, data.num_classes, device)
-        student.pretrained_cfg = {**student.pretrained_cfg, 'mean': config.mean, 'std': config.std}
+        vars(student)['pretrained_cfg'] = {**student.pretrained_cfg, 'mean': config.mean, 'std': config.std}   # type: ignore[dict-item]
         task = KD[config.kd](student, teacher, loss, config, device)
     metadata = {'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
                 'teacher': config.teacher or 'none'}
@@ -174,7 +176,7 @@ def init_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SFTeacherError(f'device={name!r} is not to be had here ({str(error).splitlines()[0]}): try cpu') from error
+        raise SFTeacherError(f'device={name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu') from error
     if is_distributed_env() and not torch.distributed.is_initialized():
         return torch.device(init_distributed_device_so(name)['device'])
     return device
@@ -225,7 +227,7 @@ def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
     if World.current().rank != 0:
         return rows, None
     metrics = {k: v for k, v in rows[-1].items() if k.startswith(('train_', 'eval_')) and '/' not in k}
-    model = plan.task.get_eval_model(ema=config.model_ema)
+    model = eval_model(plan.task, config.model_ema)
     folder = export(
         model, Path(config.output) / name, **{k: plan.data_config[k] for k in ('input_size', 'mean', 'std')},
         metadata=plan.metadata | {'metrics': metrics}, overwrite=True)
@@ -257,10 +259,10 @@ def _chosen(config: Any) -> dict[str, Any]:
 
 
 def _outline(task: TrainingTask) -> str:
-    models = {'trained': task.get_eval_model(), 'teacher': getattr(task, 'teacher', None)}
+    models = {'trained': eval_model(task), 'teacher': getattr(task, 'teacher', None)}
     return f'{type(task).__name__}: ' + ', '.join(
-        f'{role} {type(getattr(m, "model", m)).__name__} {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M parameters'
-        for role, m in models.items() if m is not None)
+        f'{role} {type(getattr(m, "model", m)).__name__}, {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M '
+        f'parameters' for role, m in models.items() if m is not None)
 
 
 def _seconds_a_step(plan: Plan) -> float:
@@ -270,7 +272,7 @@ def _seconds_a_step(plan: Plan) -> float:
     target = torch.randint(plan.config.num_classes, (len(images),), device=plan.task.device)
     if plan.config.mixes:
         target = nn.functional.one_hot(target, plan.config.num_classes).float()
-    plan.task.get_trainable_module().train()
+    trainable(plan.task).train()
     for _ in range(3):
         began = time.perf_counter()
         plan.task(images, target)['loss'].backward()

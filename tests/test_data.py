@@ -30,7 +30,8 @@ def reference_crop(images, labels, pad):
     size = images.shape[-1]
     for label in labels:
         yield [crop for y in range(2 * pad + 1) for x in range(2 * pad + 1)
-               for crop in (padded[label, :, y:y + size, x:x + size], padded[label, :, y:y + size, x:x + size].flip(-1))]
+               for crop in (padded[label, :, y:y + size, x:x + size],
+                            padded[label, :, y:y + size, x:x + size].flip(-1))]
 
 
 def test_evaluation_gives_every_image_in_order_normalised():
@@ -59,7 +60,8 @@ def test_order_crops_and_flips_are_a_function_of_seed_and_epoch_alone():
     assert all(torch.equal(p, q) for p, q in zip(a, collected(loader(is_training=True), 3), strict=True))
     for other in (collected(loader(is_training=True), 4), collected(loader(is_training=True, seed=1), 3)):
         assert not torch.equal(a[1], other[1])
-    assert len({tuple(collected(loader(is_training=True, seed=s), e)[1].tolist()) for s in range(5) for e in range(5)}) == 25
+    orders = {tuple(collected(loader(is_training=True, seed=s), e)[1].tolist()) for s in range(5) for e in range(5)}
+    assert len(orders) == 25
 
 
 def test_ranks_share_each_global_batch():
@@ -130,5 +132,5 @@ def test_an_absent_class_is_said(tmp_path, caplog):
 
 
 def test_torchvision_datasets_without_download(tmp_path):
-    with pytest.raises(SFTeacherError, match='torch/cifar100, split train: no images can be read from it .*download'):
+    with pytest.raises(SFTeacherError, match=r'torch/cifar100, split train: no images can be read from it .*download'):
         load_data(DataConfig(dataset='torch/cifar100', data=str(tmp_path)))

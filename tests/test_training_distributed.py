@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def together(output, kind, world=2, batch_size=8, fail=''):
     started = [runs.run(work, rank, world, where, output, kind, batch_size, fail) for rank in range(world)]
     for process in started:
         process.join(60)
-    logs = [open(f'{output}-{rank}.log').read() for rank in range(world)]
+    logs = [Path(f'{output}-{rank}.log').read_text() for rank in range(world)]
     return [p.exitcode for p in started], logs
 
 
@@ -104,8 +105,8 @@ def torchrun(*args, cwd, **kwargs):
 
 
 def test_torchrun_trains_and_exports_once(tmp_path):
-    args = ['train', 'test_vit', '--student', 'test_vit', '--data', 'digits', '--input-size', '3', '32', '32', '--batch-size',
-            '256', '--epochs', '1', '--device', 'cpu', '--output', 'run']
+    args = ['train', 'test_vit', '--student', 'test_vit', '--data', 'digits', '--input-size', '3', '32', '32',
+            '--batch-size', '256', '--epochs', '1', '--device', 'cpu', '--output', 'run']
     done = torchrun(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('exported and verified') == 1

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from sf_teacher import SFTeacherError, checkpoint
+from sf_teacher import SFTeacherError, checkpoint, loop
 from sf_teacher.checkpoint import RunFolder, read_checkpoint, write_atomically
 
 from . import training_runs as runs
@@ -91,7 +91,7 @@ def test_killed_at_any_moment_even_in_mid_write_it_resumes_to_the_same_end(event
 def test_a_truncated_newest_checkpoint_gives_way_to_the_one_before(straight, tmp_path, caplog):
     output = tmp_path / 'run'
     runs.train(output, 'plain', epochs=2)
-    newest, before = RunFolder.checkpoints(type('', (), {'path': output}))
+    newest, _ = RunFolder.checkpoints(type('', (), {'path': output}))
     newest.write_bytes(newest.read_bytes()[:-100])
     runs.train(output, 'plain', epochs=2, resume=True)
     assert 'checkpoint-00002.pt is damaged or truncated' in caplog.text
@@ -104,7 +104,7 @@ def test_no_complete_checkpoint_is_an_error_and_nothing_is_lost(tmp_path):
     for path in output.glob('checkpoint-*.pt'):
         path.write_bytes(b'PK')
     before = sorted(p.name for p in output.iterdir())
-    with pytest.raises(SFTeacherError, match='no checkpoint in .* is complete: start anew in another output'):
+    with pytest.raises(SFTeacherError, match=r'no checkpoint in .* is complete: start anew in another output'):
         runs.train(output, 'plain', epochs=1, resume=True)
     assert sorted(p.name for p in output.iterdir()) == before
 
@@ -140,7 +140,7 @@ def test_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(checkpoint.torch, 'save', full)
-    with pytest.raises(SFTeacherError, match='cannot write .*No space left on device.*make room'):
+    with pytest.raises(SFTeacherError, match=r'cannot write .*No space left on device.*make room'):
         write_atomically(output / 'checkpoint-00001.pt', lambda file: checkpoint.torch.save({}, file))
     assert (output / 'checkpoint-00001.pt').read_bytes() == before and not list(output.glob('.*.tmp'))
 
@@ -150,6 +150,6 @@ def test_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(checkpoint.torch, 'save', full)
-    monkeypatch.setattr(runs.training._Loop, '_epoch', lambda *args: pytest.fail('trained'))
+    monkeypatch.setattr(loop.Loop, '_epoch', lambda *args: pytest.fail('trained'))
     with pytest.raises(SFTeacherError, match='No space left on device'):
         runs.train(tmp_path / 'run', 'plain')
