@@ -8,11 +8,12 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .config import Checked, DataConfig, StudentRun, TeacherRun, TrainConfig, from_dict, read_yaml
+from .config import Checked, DataConfig, ReportRun, StudentRun, TeacherRun, TrainConfig, from_dict, read_yaml
 from .errors import SFTeacherError
 
 
@@ -26,6 +27,13 @@ def add_distill(commands: Any) -> None:
     _add_run(parser, StudentRun, _distill)
 
 
+def add_report(commands: Any) -> None:
+    parser = commands.add_parser('report', help='measure how well students learn from exported teachers')
+    parser.add_argument('--config', metavar='FILE', help='YAML with settings by the names of the flags; flags win')
+    add_settings(parser, ReportRun, leave_out=('teacher', 'resume'))
+    parser.set_defaults(run=_report)
+
+
 def _add_run(parser: argparse.ArgumentParser, cls: type[Checked], work: Any) -> None:
     parser.add_argument('--config', metavar='FILE', help='YAML with settings by the names of the flags; flags win')
     parser.add_argument('--dry-run', action='store_true', help='check everything, print plan and cost, and stop')
@@ -33,11 +41,13 @@ def _add_run(parser: argparse.ArgumentParser, cls: type[Checked], work: Any) -> 
     parser.set_defaults(run=work, command=parser.prog.rpartition(' ')[-1])
 
 
-def add_settings(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:
+def add_settings(parser: argparse.ArgumentParser, cls: type[Checked], leave_out: Sequence[str] = ()) -> None:
     """Add a flag for each setting, grouped by the class that has it. What is not given is not in the namespace."""
     hints = get_type_hints(cls)
     groups: dict[str, Any] = {}
     for f in sorted(fields(cls), key=lambda f: _owner(cls, f.name) is not cls):
+        if f.name in leave_out:
+            continue
         owner = _owner(cls, f.name)
         title = {TrainConfig: 'training', DataConfig: 'data'}.get(owner, 'models and method')
         if title not in groups:
@@ -49,7 +59,8 @@ def add_settings(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:
             text += f' (default: {" ".join(map(str, default)) if isinstance(default, tuple) else default})'
         kwargs = dict(dest=f.name, default=argparse.SUPPRESS, help=text.replace('%', '%%'))
         if f.metadata['positional']:
-            group.add_argument(f.name, nargs='?', **{k: v for k, v in kwargs.items() if k != 'dest'})
+            del kwargs['dest']
+            group.add_argument(f.name, nargs='*' if get_origin(hints[f.name]) is tuple else '?', **kwargs)
         else:
             group.add_argument('--' + f.name.replace('_', '-'), **kwargs, **_kind(hints[f.name], f))
 
@@ -72,6 +83,15 @@ def _distill(args: argparse.Namespace) -> None:
     from .run import distill, plan_student
 
     _work(args, settings(args, StudentRun), plan_student, distill)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from .report import report, table
+
+    logging.basicConfig(format='%(message)s', level=logging.INFO)
+    config = settings(args, ReportRun)
+    print(table(report(config)))
+    print(f'written: {Path(config.output) / "report.json"} and report.png')
 
 
 def _work(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> None:
@@ -138,4 +158,4 @@ def _key_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
-COMMANDS = (add_train, add_distill)
+COMMANDS = (add_train, add_distill, add_report)

@@ -182,6 +182,16 @@ class StudentRun(DataConfig, TrainConfig):
         help='arguments of the student for timm.create_model'))
 
 
+@dataclass(frozen=True)
+class ReportRun(StudentRun):
+    """`sf-teacher report`: pilot students learn from each teacher for a few epochs."""
+    teachers: tuple[str, ...] = option((), 'exported folders of the teachers', positional=True)
+    baseline: str = option('', 'exported folder of a standard teacher to compare with')
+    seeds: int = option(3, 'pilot students for each teacher, with --seed and the following seeds', low=2)
+    epochs: int = option(5, 'epochs of a pilot student', low=1)
+    batch_size: int = option(64, 'images in a batch', low=1)
+
+
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
     """A config from plain values, refusing names that it does not have.
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Data:
     train: Any
     validation: Any
     num_classes: int
+    decoded: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)     # for further runs
 
 
 def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
@@ -120,7 +121,10 @@ def create_loaders(
             if isinstance(dataset, IterableDataset):
                 raise SFTeacherError(f'{config.dataset} is read as a stream and cannot be kept in memory: leave out '
                                      f'in_memory')
-            images, labels = load_images(dataset, data_config['input_size'], data_config['interpolation'])
+            key = is_training, tuple(data_config['input_size']), data_config['interpolation']
+            if key not in data.decoded:
+                data.decoded[key] = load_images(dataset, data_config['input_size'], data_config['interpolation'])
+            images, labels = data.decoded[key]
             loaders.append(InMemoryLoader(
                 images, labels, batch_size, data_config['mean'], data_config['std'], is_training=is_training, **crop,
                 seed=train_config.seed, device=device, rank=rank, world_size=world_size))

@@ -17,7 +17,7 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 from torch import nn
 
 from .config import StudentRun, TeacherRun
-from .data import create_loaders, flip_probability, load_data
+from .data import Data, create_loaders, flip_probability, load_data
 from .errors import SFTeacherError
 from .export import export
 from .guard import World
@@ -45,27 +45,31 @@ class Plan:
     metadata: dict[str, Any]
 
 
-def train_teacher(config: TeacherRun) -> tuple[list[Row], Path | None]:
+def train_teacher(config: TeacherRun, data: Data | None = None) -> tuple[list[Row], Path | None]:
     """Train a teacher with student branches, or a standard one, and export it to ``output/teacher``.
+
+    Args:
+        config: The settings.
+        data: What `load_data` gave, so that several runs decode the same images once; by default it is loaded.
 
     Returns:
         The rows of summary.csv, and the exported folder (None on processes other than the first).
     """
-    return _run(plan_teacher(config), 'teacher')
+    return _run(plan_teacher(config, data), 'teacher')
 
 
-def distill(config: StudentRun) -> tuple[list[Row], Path | None]:
-    """Train a student, from an exported teacher or alone, and export it to ``output/student``."""
-    return _run(plan_student(config), 'student')
+def distill(config: StudentRun, data: Data | None = None) -> tuple[list[Row], Path | None]:
+    """Train a student, from an exported teacher or alone, and export it to ``output/student``; see `train_teacher`."""
+    return _run(plan_student(config, data), 'student')
 
 
-def plan_teacher(config: TeacherRun) -> Plan:
+def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
     """Build and check everything that `train_teacher` needs."""
     if not config.teacher:
         raise SFTeacherError('no teacher: give the timm name of one, e.g. resnet50')
     method, device = _method(config), init_device(config.device)
     size = _input_size(config)
-    data = load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
+    data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
     random_seed(config.seed)
     task: TrainingTask
     if method is None:
@@ -83,7 +87,7 @@ def plan_teacher(config: TeacherRun) -> Plan:
     return _plan(config, data, task, model, size, device, metadata)
 
 
-def plan_student(config: StudentRun) -> Plan:
+def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
     """Build and check everything that `distill` needs."""
     if not config.student:
         raise SFTeacherError('no student: give the timm name of one, e.g. student=resnet18')
@@ -95,7 +99,7 @@ def plan_student(config: StudentRun) -> Plan:
         expected = resolve_data_config({}, model=teacher)
         size = config.input_size or expected['input_size']
         config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']))
-    data = load_data(config, config.seed, size[0] if size else 3)
+    data = data or load_data(config, config.seed, size[0] if size else 3)
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
                              f'{data.num_classes}: give the data that it was trained on')
@@ -194,7 +198,7 @@ KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.devic
 
 def _plan(
         config: Any,
-        data: Any,
+        data: Data,
         task: TrainingTask,
         model: nn.Module,
         size: Any,

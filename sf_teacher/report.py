@@ -1,0 +1,196 @@
+"""How distillable is a teacher? Measured with pilot students, never predicted without them."""
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import write_atomically
+from .config import ReportRun, StudentRun
+from .data import load_data
+from .errors import SFTeacherError
+from .loop import eval_model
+from .run import Plan, load_teacher, plan_student
+from .similarity import calibration_error, divergence, entropy, interval, linear_cka
+from .stages import default_boundaries, forward_with_maps, pair_boundaries, teacher_boundaries
+from .training import fit
+
+_logger = logging.getLogger(__name__)
+
+ALONE = 'student alone'
+
+
+@dataclass
+class _Seen:
+    """What a model says of the validation images: logits [N, K], pooled features [N, C] by boundary."""
+    logits: torch.Tensor
+    features: list[torch.Tensor]
+    labels: torch.Tensor
+
+
+def report(config: ReportRun) -> dict[str, Any]:
+    """Train pilot students from each teacher and alone, and compare; writes report.json and report.png.
+
+    Args:
+        config: Teachers, student, data, and how the pilot students are trained.
+
+    Returns:
+        What report.json holds: for each teacher its accuracy, entropy and calibration, and over the seeds the
+        students' accuracy, agreement, divergence and CKA; for each comparison the paired difference and a verdict.
+
+    Raises:
+        SFTeacherError: Something does not fit, or matplotlib is missing; no student has been trained.
+    """
+    folders = list(dict.fromkeys([*([config.baseline] if config.baseline else []), *config.teachers]))
+    if not folders:
+        raise SFTeacherError('no teacher: give the exported folder of at least one, and a standard one as baseline')
+    if not config.output:
+        raise SFTeacherError('no output: give the folder for report.json and report.png')
+    _matplotlib()
+    for folder in folders:
+        load_teacher(folder)    # finds what cannot be loaded before any student is trained
+    try:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SFTeacherError(f'cannot write to output={config.output!r}: {error}') from error
+    common = {f.name: getattr(config, f.name) for f in fields(StudentRun)}
+    pilot = StudentRun(**{**common, 'output': '', 'resume': False})
+    data = load_data(pilot, pilot.seed, pilot.input_size[0] if pilot.input_size else 3)
+    arms: dict[str, list[dict[str, Any]]] = {}
+    teachers: dict[str, Any] = {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        for folder in [*folders, '']:
+            like = plan_student(replace(pilot, teacher=folder or folders[0], seed=seed), data)
+            plan = like if folder else plan_student(replace(
+                pilot, seed=seed, input_size=like.config.input_size, mean=like.config.mean, std=like.config.std), data)
+            name = folder or ALONE
+            row, teacher = _pilot(plan)
+            arms.setdefault(name, []).append({'seed': seed, **row})
+            if teacher is not None:
+                teachers[name] = teacher
+            _logger.info('seed %d, %s: student %.2f %%', seed, name, row['student_top1'])
+    result = {
+        'student': config.student, 'data': config.data or config.dataset, 'epochs': config.epochs,
+        'teachers': teachers, 'pilots': arms,
+        'comparisons': [_compare(arms, name, reference) for name in folders
+                        for reference in ([config.baseline] if config.baseline not in ('', name) else []) + [ALONE]],
+    }
+    write_atomically(Path(config.output) / 'report.json', lambda file: _put_json(file, result))
+    _figure(result, Path(config.output) / 'report.png')
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The report as text."""
+    head = ('teacher', 'accuracy', 'entropy', 'ECE', 'student', 'agreement', 'KL', 'CKA by stage')
+    rows = [head]
+    for name, pilots in result['pilots'].items():
+        teacher = result['teachers'].get(name)
+        mean, half = interval([p['student_top1'] for p in pilots])
+        own = [f'{teacher["top1"]:.2f}', f'{teacher["entropy"]:.3f}', f'{teacher["ece"]:.3f}'] if teacher else ['-'] * 3
+        shared = ['-'] * 3
+        if teacher:
+            cka = ' '.join(f'{statistics.fmean(p["cka"][i]["value"] for p in pilots):.2f}'
+                           for i in range(len(pilots[0]['cka'])))
+            shared = [*(f'{statistics.fmean(p[k] for p in pilots):.3f}' for k in ('agreement', 'kl')), cka]
+        rows.append((name, *own, f'{mean:.2f} ± {half:.2f}', *shared))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    verdicts = [c['verdict'] for c in result['comparisons']]
+    note = f'Students: {result["student"]}, {result["epochs"]} epochs, {len(next(iter(result["pilots"].values())))} ' \
+           f'seeds, 95 % confidence. The teachers are one each: their own spread is not in these intervals.'
+    return '\n'.join([*lines, '', *verdicts, note])
+
+
+def _pilot(plan: Plan) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Train one student; what it and its teacher are worth on the validation images."""
+    fit(plan.task, plan.train_loader, None, plan.config)
+    student, teacher = eval_model(plan.task), getattr(plan.task, 'teacher', None)
+    if teacher is None:
+        seen = _see(student, plan, [])
+        return {'student_top1': _top1(seen)}, None
+    pairs = _pairs(teacher.model, student, plan.config.input_size)
+    a, b = _see(teacher.model, plan, [t for t, _ in pairs]), _see(student, plan, [s for _, s in pairs])
+    row = {
+        'student_top1': _top1(b),
+        'agreement': (a.logits.argmax(-1) == b.logits.argmax(-1)).float().mean().item(),
+        'kl': divergence(a.logits, b.logits),
+        'cka': [{'teacher': t.name, 'student': s.name, 'value': linear_cka(x, y)}
+                for (t, s), x, y in zip(pairs, a.features, b.features, strict=True)],
+    }
+    return row, {'top1': _top1(a), 'entropy': entropy(a.logits), 'ece': calibration_error(a.logits, a.labels)}
+
+
+def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:
+    found = [default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student)]
+    return pair_boundaries(*found)
+
+
+@torch.inference_mode()
+def _see(model: nn.Module, plan: Plan, boundaries: list[Any]) -> _Seen:
+    model.eval()
+    logits, labels = [], []
+    features: list[list[torch.Tensor]] = [[] for _ in boundaries]
+    for images, target in plan.eval_loader:
+        images = images.to(plan.task.device)
+        z, maps = forward_with_maps(model, boundaries, images) if boundaries else (model(images), [])
+        logits.append(z.float().cpu())
+        labels.append(target.cpu())
+        for kept, m in zip(features, maps, strict=True):
+            kept.append(m.float().mean((2, 3)).cpu())
+    return _Seen(torch.cat(logits), [torch.cat(kept) for kept in features], torch.cat(labels))
+
+
+def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
+    """The difference that a teacher makes to its students, seed by seed."""
+    gains = [a['student_top1'] - b['student_top1'] for a, b in zip(arms[name], arms[reference], strict=True)]
+    mean, half = interval(gains)
+    kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
+    than = reference if reference == ALONE else f'students of {reference}'
+    verdict = f'{kind}: students of {name} are {mean:+.2f} points against {than} (95 %: {mean - half:+.2f} to ' \
+              f'{mean + half:+.2f})'
+    return {'teacher': name, 'reference': reference, 'gains': gains, 'mean': mean, 'half_width': half, 'kind': kind,
+            'verdict': verdict}
+
+
+def _top1(seen: _Seen) -> float:
+    return (seen.logits.argmax(-1) == seen.labels).float().mean().item() * 100
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+        matplotlib.use('agg')
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise SFTeacherError('the figure needs matplotlib: pip install matplotlib') from error
+    return plt
+
+
+def _figure(result: dict[str, Any], path: Path) -> None:
+    plt = _matplotlib()
+    names, labels = list(result['pilots']), [Path(n).parent.name + '/' + Path(n).name if '/' in n else n
+                                             for n in result['pilots']]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    values = [interval([p['student_top1'] for p in result['pilots'][n]]) for n in names]
+    left.barh(labels, [v[0] for v in values], xerr=[v[1] for v in values], color='tab:blue', height=0.5)
+    left.set(title=f'{result["student"]} after {result["epochs"]} epochs', xlabel='accuracy (%), 95 % interval')
+    for name, label in zip(names, labels, strict=True):
+        if name in result['teachers']:
+            cka = [[c['value'] for c in p['cka']] for p in result['pilots'][name]]
+            right.plot([statistics.fmean(stage) for stage in zip(*cka, strict=True)], marker='o', label=label)
+    right.set(title='similarity of teacher and student', xlabel='stage', ylabel='CKA', ylim=(0, 1))
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _put_json(file: Any, result: dict[str, Any]) -> None:
+    file.write((json.dumps(result, indent=1) + '\n').encode())

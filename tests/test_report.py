@@ -1,0 +1,117 @@
+import json
+import math
+import statistics
+import sys
+
+import pytest
+import timm
+import torch
+
+from sf_teacher import SFTeacherError, cli
+from sf_teacher.config import ReportRun
+from sf_teacher.report import _compare, report, table
+from sf_teacher.similarity import calibration_error, divergence, entropy, interval, linear_cka
+
+from . import training_runs as runs
+
+
+def test_cka_is_one_for_rotated_and_scaled_features_and_small_for_unrelated_ones():
+    x = torch.randn(500, 8)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1.)
+    assert linear_cka(x, torch.randn(500, 20)) < 0.1
+    assert math.isnan(linear_cka(x, torch.ones(500, 2)))
+
+
+def test_cka_equals_the_definition_by_kernels():
+    x, y = torch.randn(40, 5).double(), torch.randn(40, 7).double()
+    centre = torch.eye(40).double() - 1 / 40
+
+    def hsic(a, b):
+        return torch.trace(centre @ a @ a.T @ centre @ b @ b.T)
+    assert linear_cka(x, y) == pytest.approx((hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()).item())
+
+
+def test_calibration_error():
+    certain = torch.tensor([[100., 0.], [100., 0.], [0., 100.], [0., 100.]])
+    assert calibration_error(certain, torch.tensor([0, 0, 1, 1])) == pytest.approx(0., abs=1e-6)
+    assert calibration_error(certain, torch.tensor([0, 1, 1, 0])) == pytest.approx(0.5, abs=1e-6)
+    assert calibration_error(torch.zeros(10, 4), torch.zeros(10, dtype=torch.long)) == pytest.approx(0.75)
+
+
+def test_entropy_and_divergence():
+    assert entropy(torch.zeros(3, 4)) == pytest.approx(math.log(4))
+    a, b = torch.randn(6, 4), torch.randn(6, 4)
+    p, q = a.softmax(-1), b.softmax(-1)
+    assert divergence(a, b) == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
+    assert divergence(a, a) == pytest.approx(0., abs=1e-6)
+
+
+def test_interval_is_students_t():
+    values = [1., 2., 4.]
+    mean, half = interval(values)
+    assert mean == pytest.approx(7 / 3) and half == pytest.approx(4.303 * statistics.stdev(values) / 3 ** 0.5)
+    assert interval([5.]) == (5., math.inf)
+
+
+@pytest.mark.parametrize(('gains', 'kind'), [
+    ([1., 1.1, 0.9], 'gain'), ([2., -1., 0.5], 'no gain'), ([-1., -1.1, -0.9], 'loss'), ([0., 0., 0.], 'no gain'),
+])
+def test_the_verdict_follows_the_paired_interval(gains, kind):
+    arms = {'a': [{'student_top1': 50 + g + s} for s, g in zip((0, 7, 3), gains, strict=True)],
+            'b': [{'student_top1': 50. + s} for s in (0, 7, 3)]}
+    found = _compare(arms, 'a', 'b')
+    assert found['kind'] == kind and found['verdict'].startswith(f'{kind}: students of a')
+
+
+@pytest.fixture(scope='module')
+def teachers(tmp_path_factory):
+    paths = []
+    for seed, name in enumerate(('standard', 'friendly')):
+        torch.manual_seed(seed)
+        paths.append(tmp_path_factory.mktemp(name) / name)
+        model = timm.create_model('test_resnet', num_classes=4)
+        timm.models.save_for_hf(model, str(paths[-1]), safe_serialization=True, model_args=dict(num_classes=4),
+                                data_config=dict(input_size=runs.SIZE))
+    return [str(p) for p in paths]
+
+
+def test_report_measures_teachers_and_pilots(teachers, tmp_path, monkeypatch, capsys):
+    data = str(runs.folder(tmp_path / 'data'))
+    args = ['report', teachers[1], '--baseline', teachers[0], '--student', 'test_resnet', '--data', data, '--in-memory',
+            '--batch-size', '8', '--epochs', '1', '--seeds', '2', '--device', 'cpu', '--output', str(tmp_path / 'out')]
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    result = json.loads((tmp_path / 'out/report.json').read_text())
+    assert (tmp_path / 'out/report.png').read_bytes()[:4] == b'\x89PNG'
+    assert table(result) in out and 'student alone' in out and '95 % confidence' in out
+    assert [(c['teacher'], c['reference']) for c in result['comparisons']] == [
+        (teachers[0], 'student alone'), (teachers[1], teachers[0]), (teachers[1], 'student alone')]
+    for name in teachers:
+        assert 0 <= result['teachers'][name]['top1'] <= 100 and 0 <= result['teachers'][name]['ece'] <= 1
+        assert [p['seed'] for p in result['pilots'][name]] == [42, 43]
+        for pilot in result['pilots'][name]:
+            assert pilot['kl'] > 0 and 0 <= pilot['agreement'] <= 1
+            assert all(0 <= c['value'] <= 1 for c in pilot['cka']) and pilot['cka']
+    kinds = [c['kind'] for c in result['comparisons']]
+    assert all(c['verdict'] in out for c in result['comparisons']) and set(kinds) <= {'gain', 'no gain', 'loss'}
+
+
+@pytest.mark.parametrize(('kwargs', 'message'), [
+    (dict(teachers=()), 'no teacher: give the exported folder of at least one'),
+    (dict(output=''), 'no output: give the folder for report.json'),
+    (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
+    (dict(seeds=1), 'seeds=1 must be >= 2'),
+    (dict(student=''), 'no student: give the timm name of one'),
+])
+def test_report_refuses(kwargs, message, teachers, tmp_path):
+    data = str(runs.folder(tmp_path / 'data'))
+    good = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, output=str(tmp_path / 'out'))
+    with pytest.raises(SFTeacherError, match=message):
+        report(ReportRun(**{**good, **kwargs}))
+
+
+def test_report_says_that_matplotlib_is_missing(teachers, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(SFTeacherError, match='the figure needs matplotlib: pip install matplotlib'):
+        report(ReportRun(teachers=(teachers[0],), student='test_resnet', output=str(tmp_path / 'out')))
