@@ -3,6 +3,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .torchvision_names import MAPPED
+
 _FIELDS = {  # the order of the card; whatever else the metadata holds follows
     'method': 'Method',
     'students': 'Students it was trained with',
@@ -37,22 +39,52 @@ teacher.eval()
 """
 
 _TORCHDISTILL = """\
-# The teacher's block for a torchdistill configuration. Paths are relative to where torchdistill is started.
+# The teacher's block for a torchdistill configuration. This key returns the teacher in eval mode, so that its
+# statistics stay as exported, and refuses a folder that is missing or has other classes.
 dependencies:
   - name: 'sf_teacher.adapters.torchdistill'
 
 models:
   teacher_model:
-    key: 'sf_teacher.timm_teacher'  # {arch}, returned in eval mode
+    key: 'sf_teacher.timm_teacher'  # {arch}
     kwargs:
       model_name: 'local-dir:{folder}'
       num_classes: {num_classes}
 """
 
+_TORCHVISION = """
+# Or without any dependency, as torchvision builds {what}: in an existing configuration only
+# src_ckpt changes (and a `weights:` entry goes, it would download). torchdistill leaves this teacher in train mode, so
+# its batch-norm statistics drift while the student trains, and a mistyped path gives random weights and one INFO line.
+#
+# models:
+#   teacher_model:
+#     key: '{arch}'
+#     kwargs:
+#       num_classes: {num_classes}
+#     src_ckpt: '{folder}/{file}'
+"""
 
-def torchdistill_snippet(arch: str, num_classes: int, folder: str) -> str:
-    """The YAML that makes an exported folder the teacher of a torchdistill configuration."""
-    return _TORCHDISTILL.format(arch=arch, num_classes=num_classes, folder=folder.replace("'", "''"))
+_NO_TORCHVISION = """
+# torchvision's keys do not apply: it builds no {arch} that takes this teacher's checkpoint{instead}.
+"""
+
+
+def torchdistill_snippet(arch: str, num_classes: int, folder: str, torchvision_file: str | None = None) -> str:
+    """The YAML that makes an exported folder the teacher of a torchdistill configuration, and which paths apply.
+
+    Args:
+        arch: timm's name.
+        num_classes: Classes.
+        folder: The exported folder.
+        torchvision_file: The checkpoint in it that torchvision's model of this name takes, if there is one.
+    """
+    values = dict(arch=arch, num_classes=num_classes, folder=folder.replace("'", "''"), file=torchvision_file)
+    if torchvision_file is None:
+        instead = '; exported with format="torchvision" there is one that it takes' if arch in MAPPED else ''
+        return (_TORCHDISTILL + _NO_TORCHVISION).format(instead=instead, **values)
+    what = 'the same model' if torchvision_file == 'teacher.pth' else 'it under other keys'
+    return (_TORCHDISTILL + _TORCHVISION).format(what=what, **values)
 
 
 def model_card(name: str, facts: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:

@@ -42,13 +42,17 @@ def _add_export(commands: Any) -> None:
     parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON', help='for timm.create_model')
     parser.add_argument('--metadata', type=_json_object, default={}, metavar='JSON', help='for the model card')
     parser.add_argument('--overwrite', action='store_true', help='replace an earlier export')
+    parser.add_argument(
+        '--format', default='timm', metavar='FORMAT',
+        help="'torchvision' adds torchvision.pth, for torchvision's model of the same name (default %(default)s)",
+    )
     parser.set_defaults(run=_export)
 
 
 def _export(args: argparse.Namespace) -> None:
     import timm
 
-    from .export import export
+    from .export import TORCHDISTILL, export
 
     try:
         model = timm.create_model(
@@ -66,8 +70,10 @@ def _export(args: argparse.Namespace) -> None:
         std=args.std,
         metadata=args.metadata,
         overwrite=args.overwrite,
+        format=args.format,
     )
-    print(f'{folder}: exported and verified')
+    print(f'{folder}: exported and verified. In torchdistill ({TORCHDISTILL} in the folder):\n')
+    print((folder / TORCHDISTILL).read_text(encoding='utf-8'))
 
 
 def _add_verify(commands: Any) -> None:

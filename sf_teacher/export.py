@@ -19,6 +19,7 @@ from . import plain
 from .card import model_card, torchdistill_snippet
 from .errors import SFTeacherError
 from .reload import CONFIG, PROBE, TEACHER, WEIGHTS, sha256, versions
+from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
 from .version import __version__
 
@@ -26,6 +27,8 @@ _logger = logging.getLogger(__name__)
 
 README = 'README.md'
 TORCHDISTILL = 'torchdistill.yaml'
+TORCHVISION = 'torchvision.pth'
+FORMATS = ('timm', 'torchvision')
 
 
 def export(
@@ -39,6 +42,7 @@ def export(
         factory: str | Callable[..., nn.Module] | None = None,
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        format: str = 'timm',
 ) -> Path:
     """Export a teacher as a folder that plain timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
@@ -65,6 +69,8 @@ def export(
         metadata: What was trained and how, for the model card and `config.json`: "method", "students", "data", "seed",
             "metrics", "description" and whatever else. Primitives, dataclasses and paths.
         overwrite: Replace an earlier export at `folder`, once the new one has been verified.
+        format: "torchvision" adds `torchvision.pth`, the weights under the keys of torchvision's model of the same
+            name, which gives equal logits or is refused.
 
     Returns:
         The absolute path of the folder.
@@ -72,6 +78,8 @@ def export(
     Raises:
         SFTeacherError: The teacher or the place is not fit for it; nothing was written or changed.
     """
+    if format not in FORMATS:
+        raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
     target = Path(folder).expanduser().resolve()
     check_target(target, overwrite)
     notes, args = plain.primitives('metadata', metadata), plain.primitives('model_args', model_args)
@@ -95,17 +103,23 @@ def export(
         'sf_teacher_version': __version__,
         'versions': versions(),
     }
+    name, state = plain.name_of(teacher), teacher.state_dict()
+    theirs = to_torchvision(name, state, inputs, logits) if format == 'torchvision' else None
     with _written_at_once(target, overwrite) as temporary:
         _write(temporary, teacher, facts, notes)
+        if theirs is not None:
+            torch.save({'model': theirs, **facts}, temporary / TORCHVISION)
         _write_probe(temporary, inputs, logits, facts)
         (temporary / README).write_text(model_card(target.name, facts, notes), encoding='utf-8')
         if arch is not None:
-            (temporary / TORCHDISTILL).write_text(
-                torchdistill_snippet(arch, facts['num_classes'], str(target)), encoding='utf-8'
+            same = TEACHER if is_same(arch, state, inputs, logits) else None
+            snippet = torchdistill_snippet(
+                arch, facts['num_classes'], str(target), same or (None if theirs is None else TORCHVISION),
             )
+            (temporary / TORCHDISTILL).write_text(snippet, encoding='utf-8')
         report = run_check(temporary, 0.0, factory, torch.get_num_threads())
         if not report['ok']:
-            raise SFTeacherError(_refusal(plain.name_of(teacher), report, factory))
+            raise SFTeacherError(_refusal(name, report, factory))
     _logger.info('Exported %s to %s', arch or factory, target)
     return target
 
@@ -130,7 +144,7 @@ def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[
 
 
 def _write_probe(folder: Path, inputs: torch.Tensor, logits: torch.Tensor, facts: dict[str, Any]) -> None:
-    digests = {name: sha256(folder / name) for name in (WEIGHTS, TEACHER) if (folder / name).exists()}
+    digests = {name: sha256(folder / name) for name in (WEIGHTS, TEACHER, TORCHVISION) if (folder / name).exists()}
     metadata = {'sf_teacher': json.dumps({**facts, 'sha256': digests})}
     safetensors.torch.save_file({'inputs': inputs, 'logits': logits}, folder / PROBE, metadata)
 
