@@ -139,7 +139,7 @@ class Loop:
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
-        average, images = self._train(epoch, progress)
+        average, images = self.train_epoch(epoch, progress)
         train = average.compute(self.world.size > 1)
         seconds = time.perf_counter() - began
         if self.world.size > 1:
@@ -158,7 +158,7 @@ class Loop:
         return row | {'lr': lr, 'images_per_second': images / seconds, 'seconds': seconds,
                       'memory_mb': _peak_memory(self.device)}
 
-    def _train(self, epoch: int, progress: Progress | None) -> tuple[Average, int]:
+    def train_epoch(self, epoch: int, progress: Progress | None) -> tuple[Average, int]:
         """One pass over the training images: the averages of everything watched, and the number of images."""
         trainable(self.task).train()
         steps, batches = self.config.grad_accum_steps, len(self.train_loader)
