@@ -156,8 +156,8 @@ class DataConfig(Checked):
 class TeacherRun(DataConfig, TrainConfig):
     """`sf-teacher train`: a teacher with student branches, or, without a student, the standard teacher."""
     teacher: str = option('', 'timm name of the teacher', positional=True)
-    student: tuple[str, ...] = option((), 'timm name of the student, or of several (none: a standard teacher)')
-    method: str = option('sftn', 'how the branches are attached and trained')
+    student: tuple[str, ...] = option((), 'timm name of the student, or of several')
+    method: str = option('sftn', "name of the method, or 'none': a standard teacher")
     method_kwargs: dict[str, Any] = field(default_factory=dict, metadata=_NO_LIMITS | dict(
         help='settings of the method, e.g. kl_weight=1. temperature=4.'))
     boundaries: tuple[int, ...] | None = option(None, "teacher boundaries, timm's indices (default: chosen)", low=0)

@@ -1,7 +1,7 @@
 """What the loop costs over the loop that anybody would write: step times, interleaved, medians.
 
-The bare loop is `task(x, y)["loss"].backward(); optimizer.step(); optimizer.zero_grad()` over the same batches. Both run
-one epoch in turn, several times; the first round of each is not counted. Prints one JSON object.
+The bare loop is `task(x, y)["loss"].backward(); optimizer.step(); optimizer.zero_grad()` over the same batches. Both
+run one epoch in turn, several times; the first round of each is not counted. Prints one JSON object.
 
     python examples/benchmarks/loop_overhead.py --teacher resnet18 --student resnet10t --size 32 --batch-size 64
 """
@@ -45,7 +45,8 @@ def main() -> None:
 
     count = args.steps * args.batch_size
     images, labels = torch.randint(256, (count, 3, args.size, args.size), dtype=torch.uint8), torch.arange(count) % 100
-    loader = InMemoryLoader(images, labels, args.batch_size, [0.5] * 3, [0.25] * 3, is_training=True, device=args.device)
+    loader = InMemoryLoader(images, labels, args.batch_size, [0.5] * 3, [0.25] * 3, is_training=True,
+                            device=args.device)
     config = TrainConfig(lr=0.001, epochs=1000, sched='none', log_interval=10 ** 9)
 
     def task() -> Any:
