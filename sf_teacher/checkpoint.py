@@ -9,13 +9,14 @@ import pickle
 import random
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 import torch
 
-from .config import Checked, changed, read_yaml, to_yaml
+from .config import TrainConfig, changed, read_yaml, to_yaml
 from .errors import SFTeacherError
 
 try:
@@ -69,7 +70,7 @@ class RunFolder:
             settings differ from that run's. Nothing has been changed.
     """
 
-    def __init__(self, path: str | Path, config: Checked, resume: bool, primary: bool = True) -> None:
+    def __init__(self, path: str | Path, config: TrainConfig, resume: bool, primary: bool = True) -> None:
         self.path, self.primary, self._lock = Path(path), primary, None
         if not primary:
             return
@@ -86,9 +87,9 @@ class RunFolder:
         self._check(config, resume)
         for left_over in self.path.glob('.*.tmp'):      # of a process that was killed while writing
             left_over.unlink()
-        write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(config)))
+        write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
 
-    def _check(self, config: Checked, resume: bool) -> None:
+    def _check(self, config: TrainConfig, resume: bool) -> None:
         known = self.path / CONFIG
         if not resume and (known.exists() or self.checkpoints()):
             raise SFTeacherError(f'{self.path} holds a run already: continue it with resume, or choose another output')

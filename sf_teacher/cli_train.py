@@ -86,11 +86,15 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from .guard import Interrupted
     from .report import report, table
 
     logging.basicConfig(format='%(message)s', level=logging.INFO)
     config = settings(args, ReportRun)
-    print(table(report(config)))
+    try:
+        print(table(report(config)))
+    except Interrupted as stop:
+        raise SystemExit(128 + stop.signum) from None
     print(f'written: {Path(config.output) / "report.json"} and report.png')
 
 

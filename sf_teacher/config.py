@@ -65,7 +65,7 @@ class Checked:
 @dataclass(frozen=True)
 class TrainConfig(Checked):
     """The loop: how long, with which optimizer and schedule, in which precision, and what is written where."""
-    output: str = option('', 'folder of the run: config.yaml, summary.csv, checkpoints and the exported model')
+    output: str = option('', 'folder of the run: config.yaml, summary.csv, checkpoints, the exported model', free=True)
     resume: bool = option(False, 'continue the run in --output from its newest complete checkpoint', free=True)
     seed: int = option(42, 'seed of weights, sampler and augmentation', low=0, high=2 ** 31 - 1)
     device: str = option('', 'cpu, cuda, mps ... (default: cuda where there is one, else cpu)', free=True)

@@ -259,7 +259,7 @@ def _chosen(config: Any) -> dict[str, Any]:
     """The settings that are not the defaults, without where and how they were run."""
     default = asdict(type(config)())
     return {f.name: getattr(config, f.name) for f in fields(config)
-            if getattr(config, f.name) != default[f.name] and not f.metadata['free'] and f.name != 'output'}
+            if getattr(config, f.name) != default[f.name] and not f.metadata['free']}
 
 
 def _outline(task: TrainingTask) -> str:

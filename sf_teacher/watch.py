@@ -31,6 +31,7 @@ class Average:
         totals: dict[str, torch.Tensor] = {}
         for names, sums in self.sums.items():
             if distributed:
+                sums = sums.clone()
                 dist.all_reduce(sums)
             count = self.counts[names] * (dist.get_world_size() if distributed else 1)
             for name, value in zip(names, sums, strict=True):

@@ -8,6 +8,7 @@ import torch
 
 from sf_teacher import SFTeacherError, checkpoint, loop
 from sf_teacher.checkpoint import RunFolder, read_checkpoint, write_atomically
+from sf_teacher.config import read_yaml
 
 from . import training_runs as runs
 
@@ -107,6 +108,13 @@ def test_no_complete_checkpoint_is_an_error_and_nothing_is_lost(tmp_path):
     with pytest.raises(SFTeacherError, match=r'no checkpoint in .* is complete: start anew in another output'):
         runs.train(output, 'plain', epochs=1, resume=True)
     assert sorted(p.name for p in output.iterdir()) == before
+
+
+def test_a_run_that_was_moved_resumes_and_its_settings_do_not_ask_to_resume(tmp_path):
+    runs.train(tmp_path / 'run', 'plain', epochs=1)
+    (tmp_path / 'run').rename(tmp_path / 'moved')
+    assert len(runs.train(tmp_path / 'moved', 'plain', epochs=1, resume=True)) == 1
+    assert read_yaml(tmp_path / 'moved/config.yaml')['resume'] is False
 
 
 class Crafted:
