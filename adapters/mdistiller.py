@@ -26,7 +26,7 @@ class Features(dict):
         if key == 'preact_feats':
             raise SFTeacherError(
                 'OFD and ReviewKD compare features before the activation on a fixed grid of stages, which a timm model '
-                'does not have. Use KD, DKD, FitNet, AT, NST, PKT, SP, RKD, KDSVD, VID or CRD')
+                'does not have. Use KD, DKD, FitNet, AT, NST, PKT, SP, RKD, VID or CRD')
         return super().__getitem__(key)
 
 

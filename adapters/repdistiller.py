@@ -27,7 +27,7 @@ class RepDistillerTeacher(FeatureTeacher):
         if preact:
             raise SFTeacherError(
                 'abound compares features before the activation on a fixed grid of stages, which a timm model does not '
-                'have. Use kd, hint, attention, similarity, correlation, vid, crd, kdsvd, rkd, pkt, factor or nst')
+                'have. Use kd, hint, attention, similarity, correlation, vid, crd, rkd, pkt, factor or nst')
         if not is_feat:
             return self.model(x)
         logits, maps, pooled = self.run(x)
