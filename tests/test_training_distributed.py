@@ -1,5 +1,6 @@
 """Two processes with gloo on the CPU. Batch norm is frozen: there it is synchronised on GPUs only."""
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,47 +27,53 @@ def port() -> int:
         return s.getsockname()[1]
 
 
-def frozen_norm_task(kind: str) -> TrainingTask:
+def frozen_norm_task(kind: str, dropout: float = 0.) -> TrainingTask:
     task = runs.task(kind, 'test_vit', img_size=16, patch_size=4)
     task.trainable_module = freeze_batch_norm_2d(task.trainable_module)
     for module in task.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.
+            module.p = dropout
     return task
 
 
-def work(rank, world, where, output, kind, batch_size, fail):
+def work(rank, world, where, output, kind, batch_size, fail, dropout, **settings):
     """One process of a run."""
     torch.set_num_threads(1)
     os.dup2(os.open(f'{output}-{rank}.log', os.O_WRONLY | os.O_CREAT), 2)
     if world > 1:
         dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{where}', rank=rank, world_size=world)
-    task = frozen_norm_task(kind)
+    task = frozen_norm_task(kind, dropout)
     train, evaluation = runs.loaders(batch_size, rank=rank, world_size=world, hflip=0.5)
     if fail == 'nan' and rank == 1:
         train.mean[:] = float('nan')
     if fail == 'error' and rank == 1:
         train.set_epoch = lambda epoch: (_ for _ in ()).throw(OSError('the disk of process 1 is gone'))
-    config = runs.settings(output, epochs=2, mixup=0., opt='sgd', lr=0.02, weight_decay=0.)
+    if fail == 'signal' and rank == 1:
+        update = task.update_ema
+        task.update_ema = lambda step: (update(step), step == 4 and os.kill(os.getpid(), signal.SIGTERM))
+    config = runs.settings(output, **{'epochs': 2, 'mixup': 0., 'lr': 0.02, 'weight_decay': 0., **settings})
     try:
         training.fit(task, train, evaluation, config)
     except SFTeacherError as error:
         os.write(2, str(error).encode())
         os._exit(3)
+    except training.Interrupted as stop:
+        os.write(2, str(stop).encode())
+        os._exit(4)
 
 
-def together(output, kind, world=2, batch_size=8, fail=''):
+def together(output, kind, world=2, batch_size=8, fail='', dropout=0., **settings):
     where = port()
-    started = [runs.run(work, rank, world, where, output, kind, batch_size, fail) for rank in range(world)]
+    started = [runs.run(work, rank, world, where, output, kind, batch_size, fail, dropout, **settings)
+               for rank in range(world)]
     for process in started:
         process.join(60)
     logs = [Path(f'{output}-{rank}.log').read_text() for rank in range(world)]
     return [p.exitcode for p in started], logs
 
 
-@pytest.mark.parametrize('kind', ['teacher', 'plain', 'distill'])
+@pytest.mark.parametrize('kind', [*METHODS, 'plain', 'distill'])
 def test_two_processes_with_half_the_batch_equal_one_with_the_whole(kind, tmp_path):
-    assert set(METHODS) == {'sftn'}, 'a new method needs its own case here'
     two, one = tmp_path / 'two', tmp_path / 'one'
     codes, logs = together(two, kind)
     assert codes == [0, 0], logs
@@ -88,6 +95,17 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_before_the_step(tmp
     for log in logs:
         assert 'epoch 1, batch 1: process 1: the images hold values that are not finite' in log
     assert runs.final_state(tmp_path / 'run')['epoch'] == 0
+
+
+def test_a_signal_to_one_process_stops_both_and_they_resume_bit_for_bit(tmp_path):
+    options = dict(dropout=0.2, mixup=0.2, opt='adamw', lr=1e-3)      # every process draws random numbers of its own
+    codes, logs = together(tmp_path / 'run', 'plain', fail='signal', **options)
+    assert codes == [4, 4] and all('stopped by SIGTERM in epoch 2; 1 complete epochs are saved' in log for log in logs)
+    codes, logs = together(tmp_path / 'run', 'plain', resume=True, **options)
+    assert codes == [0, 0], logs
+    assert together(tmp_path / 'straight', 'plain', **options)[0] == [0, 0]
+    a, b = runs.final_state(tmp_path / 'run'), runs.final_state(tmp_path / 'straight')
+    assert runs.differences(a, b) == [] and runs.differences(a['rng'][0], a['rng'][1]) != []
 
 
 def test_when_one_process_fails_the_other_stops_too(tmp_path):

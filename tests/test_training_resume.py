@@ -1,5 +1,6 @@
 import os
 import random
+import resource
 import signal
 import time
 
@@ -9,6 +10,7 @@ import torch
 from sf_teacher import SFTeacherError, checkpoint, loop
 from sf_teacher.checkpoint import RunFolder, read_checkpoint, write_atomically
 from sf_teacher.config import read_yaml
+from sf_teacher.methods import METHODS
 
 from . import training_runs as runs
 
@@ -43,7 +45,7 @@ def straight(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize('kind', ['teacher', 'plain', 'distill'])
+@pytest.mark.parametrize('kind', [*METHODS, 'plain', 'distill'])
 def test_killed_after_two_epochs_and_resumed_is_bit_for_bit_the_straight_run(kind, straight, tmp_path):
     output = tmp_path / 'run'
     process = runs.run(runs.train, output, kind)
@@ -151,6 +153,21 @@ def test_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
     with pytest.raises(SFTeacherError, match=r'cannot write .*No space left on device.*make room'):
         write_atomically(output / 'checkpoint-00001.pt', lambda file: checkpoint.torch.save({}, file))
     assert (output / 'checkpoint-00001.pt').read_bytes() == before and not list(output.glob('.*.tmp'))
+
+
+def limited(output, size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))     # a write beyond it fails as on a full disk
+    try:
+        runs.train(output, 'plain')
+    except SFTeacherError as error:
+        os._exit(7 if 'cannot write' in str(error) else 8)
+
+
+def test_a_write_that_really_fails_leaves_no_half_file(tmp_path):
+    process = runs.run(limited, tmp_path / 'run', 10 ** 6)
+    process.join(60)
+    assert process.exitcode == 7
+    assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['.lock', 'config.yaml']
 
 
 def test_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from sf_teacher.checkpoint import read_checkpoint
 from sf_teacher.config import DataConfig, TrainConfig
 from sf_teacher.data import create_loaders, load_data
 from sf_teacher.in_memory import InMemoryLoader
+from sf_teacher.methods import METHODS
 
 SIZE, CLASSES = (3, 16, 16), 4
 TIMINGS = {'seconds', 'images_per_second', 'memory_mb'}
@@ -52,11 +53,12 @@ def loaders(batch_size: int = 16, **kwargs: Any) -> tuple[InMemoryLoader, InMemo
 
 
 def task(kind: str = 'teacher', model: str = 'test_resnet', **kwargs: Any) -> Any:
-    """A task of each kind the loop serves."""
+    """A task of each kind the loop serves: 'teacher' or a method's name, 'plain', 'distill'."""
     torch.manual_seed(0)
     net = timm.create_model(model, num_classes=CLASSES, drop_rate=0.1, **kwargs)
-    if kind == 'teacher':
-        return sf_teacher.wrap(net, model, input_size=SIZE, student_kwargs=kwargs)
+    if kind == 'teacher' or kind in METHODS:
+        method = 'sftn' if kind == 'teacher' else kind
+        return sf_teacher.wrap(net, model, method=method, input_size=SIZE, student_kwargs=kwargs)
     if kind == 'plain':
         return ClassificationTask(net, verbose=False)
     teacher = timm.create_model(model, num_classes=CLASSES, **kwargs).eval().requires_grad_(False)
