@@ -94,10 +94,12 @@ class FeatureTeacher(nn.Module):
         SFTeacherError: The folder is no exported teacher, has other classes or not these stages.
     """
 
+    model: Any
+
     def __init__(self, folder: str, stages: Sequence[int] | None = None, num_classes: int | None = None) -> None:
         super().__init__()
-        self.model = build_teacher(f'{LOCAL}{folder}', num_classes=num_classes)
-        count = len(self.model.feature_info)
+        model: Any = build_teacher(f'{LOCAL}{folder}', num_classes=num_classes)
+        self.model, count = model, len(model.feature_info)
         self.stages = list(range(count)) if stages is None else list(stages)
         if not self.stages or self.stages != sorted(set(self.stages)) or self.stages[-1] >= count or self.stages[0] < 0:
             raise SFTeacherError(f'stages={self.stages} of {folder}: give increasing indices in 0..{count - 1}')

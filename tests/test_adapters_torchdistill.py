@@ -3,6 +3,7 @@ import difflib
 import itertools
 import logging
 import pickle
+import re
 import subprocess
 import sys
 
@@ -314,6 +315,7 @@ class TestTeacherTraining:
     @pytest.mark.parametrize(('change', 'message'), [
         ({'method': {'kl': 3}}, r"SFTN has no option 'kl': it has teacher_weight"),
         ({'students': 'resnet_18'}, r"timm has no model 'resnet_18' \(given as student\)"),
+        ({'input_size': [32, 32]}, r'input_size is \[channels, height, width\], got \[32, 32\]'),
         ({'export': {'mean': [0.5]}}, r'`export`: `folder` is missing, got mean'),
         ({'export': {'folder': '{tmp}'}}, r'Teacher4SFTN, `export`: .* exists and is not empty'),
         ({'export': {'folder': '{tmp}/new', 'std': [0.5, 0.5]}}, r'`export`: the preprocessing does not fit'),
@@ -442,19 +444,36 @@ class TestExamples:
         block = text[text.index('  teacher_model:'):text.index('  student_model:')]
         assert all(line in block for line in old)
 
+    def test_readme_shows_the_whole_diffs(self):
+        text = (EXAMPLES / 'README.md').read_text()
+        commands = re.findall(r'`diff (\S+\.yaml) (\S+\.yaml)`', text)
+        shown = [block.splitlines() for block in re.findall(r'```diff\n(.*?)```', text, re.S)]
+        assert len(commands) == len(shown) == 3
+        for (left, right), lines in zip(commands, shown, strict=True):
+            old, new = changed_lines(left, right)
+            assert [line[1:].strip() for line in lines if line[0] == '-'] == old
+            assert [line[1:] for line in lines if line[0] == '+'] == new
+
+    def test_readme_names_every_config(self):
+        text = (EXAMPLES / 'README.md').read_text().replace('`, `at`, `ft/', '').replace('ilsvrc2012/kd', '')
+        for path in EXAMPLES.rglob('*.yaml'):
+            name = str(path.relative_to(EXAMPLES))
+            assert name in text or name.startswith('ilsvrc2012/'), name
+
     @pytest.mark.parametrize('name', [
         'digits/sftn/test_resnet.yaml', 'digits/sftn/test_efficientnet_from_test_resnet.yaml',
-        'digits/kd/resnet18_from_resnet34.yaml', 'digits/kd/resnet18_from_resnet34-eval_mode.yaml'])
+        'digits/sftn/resnet34.yaml', 'digits/kd/resnet18_from_resnet34.yaml',
+        'digits/kd/resnet18_from_resnet34-eval_mode.yaml'])
     def test_digits_run_as_they_stand(self, in_work, monkeypatch, caplog, name):
         with caplog.at_level(logging.INFO):
             run_script(monkeypatch, 'run', '--config', EXAMPLES / name, '--device', 'cpu', '--seed', 0, '-log_config')
         assert 'model: top-1' in caplog.text
         if 'sftn' in name:
-            folder = 'test_resnet-sft' if name.endswith('test_resnet.yaml') else 'test_resnet-two_stages'
-            sf_teacher_free = timm.create_model(f'local-dir:exported/digits/{folder}', pretrained=True)
+            folder = re.search(r"folder: './(.*)'", config(name))[1]
+            sf_teacher_free = timm.create_model(f'local-dir:{folder}', pretrained=True)
             assert sf_teacher_free.num_classes == 10
-        if name.endswith('sftn/test_resnet.yaml'):  # the best epoch is what was exported
-            best = torch.load('ckpt/digits/test_resnet-sft.pt', weights_only=True)['model']
+        if 'sftn' in name and 'from' not in name:   # the best epoch is what was exported
+            best = torch.load(re.search(r"dst_ckpt '(.*)'", config(name))[1], weights_only=True)['model']
             assert all(torch.equal(v, best[k]) for k, v in sf_teacher_free.state_dict().items())
 
     def test_test_only_gives_the_teachers_accuracy_of_the_run(self, in_work, monkeypatch, caplog):

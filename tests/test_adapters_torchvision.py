@@ -104,8 +104,8 @@ def test_a_model_that_only_looks_the_same_is_none():
 
 def test_the_command_line_prints_the_lines_to_paste(tmp_path, quick, capsys):
     torch.save(model('resnet18').state_dict(), tmp_path / 'resnet18.pth')
-    arguments = [str(tmp_path / 'resnet18.pth'), str(tmp_path / 'teacher'), '--model', 'resnet18', '--num-classes', '10',
-                 '--input-size', '3', '32', '32', '--format', 'torchvision']
+    arguments = [str(tmp_path / 'resnet18.pth'), str(tmp_path / 'teacher'), '--model', 'resnet18',
+                 '--num-classes', '10', '--input-size', '3', '32', '32', '--format', 'torchvision']
     assert cli.main(['export', *arguments]) == 0
     printed = capsys.readouterr().out
     assert "key: 'sf_teacher.timm_teacher'" in printed and "key: 'resnet18'" in printed
