@@ -99,8 +99,8 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _work(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> None:
+    from .dry_run import describe
     from .guard import Interrupted
-    from .run import describe
 
     rank, processes = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     logging.basicConfig(format='%(message)s', level=logging.INFO if rank == 0 else logging.ERROR)

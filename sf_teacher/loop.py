@@ -1,65 +1,32 @@
 """The loop: what is built once for a run, its epochs, its steps, its checkpoints."""
 from __future__ import annotations
 
-import difflib
 import logging
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.data import Mixup
 from timm.layers import convert_sync_batchnorm
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
-from timm.task import TrainingTask, evaluation_sample_limit
+from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
-from torch import nn
 
 from .checkpoint import RunFolder, random_state, set_random_state
 from .config import TrainConfig
 from .errors import SFTeacherError
 from .guard import Guard, Stop, World
+from .parts import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
 from .watch import Average, Progress, summary_line, watched
 
 _logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-
-
-def trainable(task: TrainingTask, ema: bool = False) -> nn.Module:
-    """What a task trains."""
-    return cast(nn.Module, task.get_trainable_module(ema=ema))
-
-
-def eval_model(task: TrainingTask, ema: bool = False) -> nn.Module:
-    """What a task hands out for evaluation and export."""
-    return cast(nn.Module, task.get_eval_model(ema=ema))
-
-
-@torch.inference_mode()
-def evaluate(
-        task: TrainingTask,
-        loader: Iterable,
-        ema: bool = False,
-        autocast: Callable[[], Any] = nullcontext,
-        channels_last: bool = False,
-) -> dict[str, float]:
-    """Loss, top-1 and top-5 in percent of the model that the task hands out for evaluation, over all processes."""
-    model = eval_model(task, ema).eval()
-    evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
-    for images, target in loader:
-        images, target = _delivered(images, target, task.device, channels_last)
-        with autocast():
-            output = model(images)
-        evaluator.update(output, target)
-    return dict(evaluator.compute(distributed=dist.is_initialized()))
 
 
 class Loop:
@@ -81,7 +48,7 @@ class Loop:
         self.rows: list[Row] = []
         self.start, self.best = 0, None     # type: tuple[int, Row | None]
         self.updates = math.ceil(len(train_loader) / config.grad_accum_steps)
-        self.mixup = _mixup(task, config) if config.mixes else None
+        self.mixup = create_mixup(task, config) if config.mixes else None
         if config.channels_last:
             task.to(memory_format=torch.channels_last)
         if config.sync_bn:
@@ -136,7 +103,7 @@ class Loop:
 
     def _epoch(self, epoch: int, progress: Progress | None) -> Row:
         """Train and evaluate one epoch; its row."""
-        _set_epoch(self.train_loader, epoch)
+        set_epoch(self.train_loader, epoch)
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
@@ -157,7 +124,7 @@ class Loop:
                 self.best = {'epoch': epoch, 'eval_top1': row['eval_top1']}
         lr = sum(g['lr'] for g in self.optimizer.param_groups) / len(self.optimizer.param_groups)
         return row | {'lr': lr, 'images_per_second': images / seconds, 'seconds': seconds,
-                      'memory_mb': _peak_memory(self.device)}
+                      'memory_mb': peak_memory(self.device)}
 
     def train_epoch(self, epoch: int, progress: Progress | None) -> tuple[Average, int]:
         """One pass over the training images: the averages of everything watched, and the number of images."""
@@ -169,7 +136,7 @@ class Loop:
             group = batch // steps      # the last group may be smaller
             in_group = min(steps, batches - group * steps)
             last = batch + 1 == min((group + 1) * steps, batches)
-            inputs, target = _delivered(inputs, target, self.device, self.config.channels_last)
+            inputs, target = delivered(inputs, target, self.device, self.config.channels_last)
             if self.mixup is not None:
                 inputs, target = self.mixup(inputs, target)
             with nullcontext() if last else self.task.no_sync():
@@ -254,46 +221,3 @@ class Loop:
             raise SFTeacherError('tensorboard=True needs tensorboard: pip install tensorboard, or leave it out '
                                  '(summary.csv has the same numbers)') from error
         return SummaryWriter(self.config.output, purge_step=self.start)
-
-
-def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of this name, over what the task trains."""
-    try:
-        return create_optimizer_v2(trainable(task), **optimizer_kwargs(config))
-    except ValueError as error:
-        close = difflib.get_close_matches(config.opt.lower(), [str(name) for name in list_optimizers()], 3)
-        raise SFTeacherError(f'timm has no optimizer {config.opt!r}' + (f'; like it: {", ".join(close)}' if close else
-                             '; timm.optim.list_optimizers() lists them') + f' ({error})') from error
-
-
-def _set_epoch(loader: Any, epoch: int) -> None:
-    for part in (loader, getattr(loader, 'dataset', None), getattr(loader, 'sampler', None)):
-        if part is not None and hasattr(part, 'set_epoch'):
-            part.set_epoch(epoch)
-
-
-def _delivered(
-        images: torch.Tensor,
-        target: torch.Tensor,
-        device: torch.device,
-        channels_last: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
-    return images.contiguous(memory_format=torch.channels_last) if channels_last else images, target
-
-
-def _mixup(task: TrainingTask, config: TrainConfig) -> Mixup:
-    num_classes = getattr(task, 'num_classes', None) or getattr(eval_model(task), 'num_classes', None)
-    if num_classes is None:
-        raise SFTeacherError('mixup and cutmix need the number of classes, which neither the task nor its model has '
-                             'as `num_classes`: set it, or leave mixup and cutmix at 0')
-    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=num_classes)
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 2 ** 20
-    import resource  # not on Windows
-
-    unit = 2 ** 20 if sys.platform == 'darwin' else 2 ** 10      # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -3,15 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from timm.loss import create_classification_loss
 from timm.task import TrainingTask
-from torch import nn
 
 from .checkpoint import RunFolder
 from .config import TrainConfig
 from .errors import SFTeacherError
 from .guard import Interrupted, World, check_batch_norm, signals
-from .loop import Loop, Row, evaluate
+from .loop import Loop, Row
+from .parts import criterion, evaluate
 
 __all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
 
@@ -57,8 +56,3 @@ def fit(
     finally:
         if folder is not None:
             folder.close()
-
-
-def criterion(config: TrainConfig) -> nn.Module:
-    """The task loss that `smoothing`, `mixup` and `cutmix` ask for, which mix and smooth targets themselves."""
-    return create_classification_loss(smoothing=config.smoothing, soft_targets=config.mixes)

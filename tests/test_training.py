@@ -17,6 +17,7 @@ from timm.task import ClassificationTask
 import sf_teacher
 from sf_teacher import cli, training
 from sf_teacher.config import StudentRun, TeacherRun, TrainConfig, from_dict, read_yaml, to_yaml
+from sf_teacher.plan import plan_student
 from sf_teacher.training import Interrupted, evaluate, fit
 from sf_teacher.watch import Average, Progress
 
@@ -278,7 +279,6 @@ def test_dry_run_prints_plan_and_cost_and_writes_nothing(tmp_path, monkeypatch, 
 
 
 def test_distill_trains_a_student_in_the_teachers_preprocessing(tmp_path):
-    from sf_teacher.run import plan_student
     model = timm.create_model('test_resnet', num_classes=10)
     timm.models.save_for_hf(model, str(tmp_path / 't'), model_args=dict(num_classes=10), safe_serialization=True,
                             data_config=dict(input_size=(3, 16, 16), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))

@@ -14,7 +14,7 @@ from sf_teacher.checkpoint import RunFolder
 from sf_teacher.config import DataConfig, TrainConfig
 from sf_teacher.data import Data, create_loaders, load_data
 from sf_teacher.in_memory import load_images
-from sf_teacher.run import load_teacher
+from sf_teacher.plan import load_teacher
 
 from . import training_runs as runs
 
