@@ -113,8 +113,6 @@ def create_loaders(
     if config.in_memory or config.data == 'digits':
         crop: dict[str, Any] = dict(crop_padding=0, hflip=0.) if config.no_aug else dict(
             crop_padding=config.crop_padding, hflip=flip_probability(config))
-        if config.data == 'digits':
-            crop['crop_padding'] = min(crop['crop_padding'], data_config['input_size'][1] // 8)
         loaders = []
         for dataset, batch_size, is_training in zip((data.train, data.validation), batch_sizes, (True, False),
                                                     strict=True):

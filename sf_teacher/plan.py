@@ -89,7 +89,8 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
         check_forward(teacher, 'teacher', size, data.num_classes, device)
         vars(student)['pretrained_cfg'] = {**student.pretrained_cfg, 'mean': config.mean, 'std': config.std}   # type: ignore[dict-item]
         task = KD[config.kd](student, teacher, loss, config, device)
-    metadata = {'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
+    metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
+                'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
                 'teacher': config.teacher or 'none'}
     return _plan(config, data, task, student, size, device, metadata)
 

@@ -24,18 +24,23 @@ def train_teacher(config: TeacherRun, data: Data | None = None) -> tuple[list[Ro
     Returns:
         The rows of summary.csv, and the exported folder (None on processes other than the first).
     """
+    _check_output(config)
     return _run(plan_teacher(config, data), 'teacher')
 
 
 def distill(config: StudentRun, data: Data | None = None) -> tuple[list[Row], Path | None]:
     """Train a student, from an exported teacher or alone, and export it to ``output/student``; see `train_teacher`."""
+    _check_output(config)
     return _run(plan_student(config, data), 'student')
+
+
+def _check_output(config: TeacherRun | StudentRun) -> None:
+    if not config.output:
+        raise SFTeacherError('no output: give the folder for the results, e.g. output=runs/first')
 
 
 def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
     config = plan.config
-    if not config.output:
-        raise SFTeacherError('no output: give the folder for the results, e.g. output=runs/first')
     rows = fit(plan.task, plan.train_loader, plan.eval_loader, config)
     if World.current().rank != 0:
         return rows, None

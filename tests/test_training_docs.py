@@ -47,6 +47,13 @@ def test_there_are_commands_to_check():
     assert len(COMMANDS) >= 12
 
 
+def test_the_overhead_benchmark_runs(monkeypatch, capsys):
+    args = '--teacher test_resnet --student test_resnet --size 16 --batch-size 8 --steps 2 --rounds 2 --device cpu'
+    monkeypatch.setattr(sys, 'argv', ['loop_overhead.py', *args.split()])
+    runpy.run_path(str(ROOT / 'examples/benchmarks/loop_overhead.py'), run_name='__main__')
+    assert {'bare_ms_a_step', 'loop_ms_a_step', 'overhead_percent'} <= json.loads(capsys.readouterr().out).keys()
+
+
 def test_the_tour_runs(tmp_path):
     """As plain Python in a fresh process; needs no Jupyter."""
     cells = json.loads((ROOT / 'examples/sft_tour.ipynb').read_text())['cells']

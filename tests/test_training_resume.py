@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 import resource
@@ -23,13 +24,6 @@ def killed(target, *args, **kwargs):
     return process
 
 
-def wait_for(path, process, timeout=60):
-    end = time.monotonic() + timeout
-    while not path.exists() and process.is_alive() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert path.exists()
-
-
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
     """Four epochs without an interruption, for each kind of task."""
@@ -48,10 +42,8 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize('kind', [*METHODS, 'plain', 'distill'])
 def test_killed_after_two_epochs_and_resumed_is_bit_for_bit_the_straight_run(kind, straight, tmp_path):
     output = tmp_path / 'run'
-    process = runs.run(runs.train, output, kind)
-    wait_for(output / 'checkpoint-00002.pt', process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    killed(runs.train, output, kind, die_after=2)
+    assert len(runs.summary(output)) == 3
     process = runs.run(runs.train, output, kind, resume=True)
     process.join(120)
     assert process.exitcode == 0
@@ -64,17 +56,11 @@ def test_killed_after_two_epochs_and_resumed_is_bit_for_bit_the_straight_run(kin
 def test_resumes_bit_for_bit_with_loading_processes_and_pillow_augmentation(tmp_path):
     data = str(runs.folder(tmp_path / 'data'))
     kwargs = dict(kind='plain', data=data, epochs=3, opt='adamw', sched_on_updates=True, clip_grad=1., lr=1e-3)
-    for output, steps in ((tmp_path / 'a', [{}]), (tmp_path / 'b', [{'stop': 1}, {'resume': True}])):
-        for step in steps:
-            if step.pop('stop', 0):
-                process = runs.run(runs.train, output, **kwargs)
-                wait_for(output / 'checkpoint-00001.pt', process)
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
-            else:
-                process = runs.run(runs.train, output, **kwargs, **step)
-                process.join(120)
-                assert process.exitcode == 0
+    killed(runs.train, tmp_path / 'b', die_after=1, **kwargs)
+    for output, resume in ((tmp_path / 'a', False), (tmp_path / 'b', True)):
+        process = runs.run(runs.train, output, **kwargs, resume=resume)
+        process.join(120)
+        assert process.exitcode == 0
     assert runs.differences(runs.final_state(tmp_path / 'a'), runs.final_state(tmp_path / 'b')) == []
 
 
@@ -89,6 +75,22 @@ def test_killed_at_any_moment_even_in_mid_write_it_resumes_to_the_same_end(event
     assert process.exitcode == 0
     assert runs.differences(runs.final_state(output), runs.final_state(straight('plain'))) == []
     assert not list(output.glob('.*.tmp'))
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_killed_from_outside_at_a_random_time_it_resumes_to_the_same_end(seed, straight, tmp_path):
+    output = tmp_path / 'run'
+    process = runs.run(runs.train, output, 'plain')
+    while not (output / 'checkpoint-00000.pt').exists() and process.is_alive():
+        time.sleep(0.001)
+    time.sleep(random.Random(seed).uniform(0., 0.3))
+    with contextlib.suppress(ProcessLookupError):       # it was faster
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    process = runs.run(runs.train, output, 'plain', resume=True)
+    process.join(120)
+    assert process.exitcode == 0
+    assert runs.differences(runs.final_state(output), runs.final_state(straight('plain'))) == []
 
 
 def test_a_truncated_newest_checkpoint_gives_way_to_the_one_before(straight, tmp_path, caplog):

@@ -70,8 +70,9 @@ def settings(output: Path | str = '', **kwargs: Any) -> TrainConfig:
                           'mixup': 0.2, 'warmup_epochs': int(kwargs.get('epochs', 4) > 1), **kwargs})
 
 
-def train(output: Path | str, kind: str = 'teacher', data: str = '', **kwargs: Any) -> list[dict[str, Any]]:
-    """A complete run, as a process of its own or in this one."""
+def train(output: Path | str, kind: str = 'teacher', data: str = '', die_after: int = 0,
+          **kwargs: Any) -> list[dict[str, Any]]:
+    """A complete run, as a process of its own or in this one; dies of SIGKILL after so many epochs, if any."""
     torch.set_num_threads(1)
     config = settings(output, **kwargs)
     if data:
@@ -80,7 +81,11 @@ def train(output: Path | str, kind: str = 'teacher', data: str = '', **kwargs: A
         pair = create_loaders(load_data(data_config), data_config, config, DATA_CONFIG, torch.device('cpu'))
     else:
         pair = loaders()
-    return training.fit(task(kind), *pair, config)
+
+    def die(row: dict[str, Any]) -> None:
+        if row['epoch'] + 1 == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return training.fit(task(kind), *pair, config, die)
 
 
 def train_and_die(event: int, output: Path, **kwargs: Any) -> None:
