@@ -67,6 +67,8 @@ def models(teacher='test_resnet', student='test_efficientnet'):
 def distillation_box(train, teacher=None, student=None, distributed=False):
     made = models()
     data = {'train': batches()}
+    if distributed:
+        train['train_data_loader']['sampler']['kwargs'] = {'shuffle': False}
     return get_distillation_box(teacher or made[0], student or made[1], data, train, CPU, None, distributed, 1)
 
 
@@ -81,12 +83,14 @@ def kd_stage(**teacher):
     }
 
 
-def training_box(model, **wrapper):
+def training_box(model, distributed=False, **wrapper):
     """Way (B)."""
     stage = teacher_stage(loss={'is_from_teacher': False, **wrapper.pop('loss', {})}, **wrapper)
     stage['model'] = stage.pop('teacher')
     stage.pop('student')
-    return get_training_box(model, {'train': batches()}, stage, CPU, None, False, 1)
+    if distributed:
+        stage['train_data_loader']['sampler']['kwargs'] = {'shuffle': False}
+    return get_training_box(model, {'train': batches()}, stage, CPU, None, distributed, 1)
 
 
 class TestRegistration:
@@ -339,6 +343,11 @@ class TestTeacherTraining:
         with pytest.raises(SFTeacherError, match=r'runs in DataParallel on several devices.*start one process per'):
             wrapper(torch.randn(2, *SIZE))
 
+    def test_labels_out_of_range_are_refused(self):
+        torch.manual_seed(0)
+        with pytest.raises(SFTeacherError, match=r'labels must lie in 0..4; got .*right num_classes'):
+            box_losses(distillation_box(teacher_stage(), timm.create_model('test_resnet', num_classes=5)))
+
     def test_the_loss_says_what_it_needs(self):
         with pytest.raises(SFTeacherError, match=r"no output of 'branch_output' on the teacher's side.*'Teacher4SFTN'"):
             box_losses(distillation_box(teacher_stage(hooks=())))
@@ -354,8 +363,22 @@ DISTRIBUTED = """
 import os, sys, torch
 from torch import distributed, multiprocessing
 sys.path.insert(0, {tests!r})
-from tests.test_adapters_torchdistill import CPU, distillation_box, models, teacher_stage
+from tests.test_adapters_torchdistill import CPU, distillation_box, models, teacher_stage, training_box
+from torch.nn.parallel import DistributedDataParallel
 from torchdistill.common.module_util import check_if_wrapped
+
+def epoch(box):
+    box.pre_epoch_process(epoch=0)
+    for images, targets, extra in box.train_data_loader:
+        box.post_forward_process(loss=box.forward_process(images, targets, extra))
+    box.post_epoch_process()
+
+def agree(wrapper):     # branches and teacher, on both ranks
+    assert check_if_wrapped(wrapper._parallel[0])
+    for p in wrapper.model.parameters():
+        other = p.detach().clone()
+        distributed.broadcast(other, 0)
+        assert torch.equal(other, p)
 
 def work(rank, file):
     torch.set_num_threads(1)
@@ -363,17 +386,15 @@ def work(rank, file):
     teacher, _ = models()
     stage = teacher_stage()
     stage['teacher']['frozen_modules'] = ['teacher.conv1']
-    stage['train_data_loader']['sampler']['kwargs'] = {{'shuffle': False}}
     box = distillation_box(stage, teacher, distributed=True)
-    box.pre_epoch_process(epoch=0)
-    for images, targets, extra in box.train_data_loader:
-        box.post_forward_process(loss=box.forward_process(images, targets, extra))
-    box.post_epoch_process()
-    assert check_if_wrapped(box.teacher_model._parallel[0])
-    for p in box.teacher_model.model.parameters():      # branches and teacher agree on both ranks
-        other = p.detach().clone()
-        distributed.broadcast(other, 0)
-        assert torch.equal(other, p)
+    epoch(box)
+    agree(box.teacher_model)
+    box = training_box(models()[0], distributed=True)
+    epoch(box)
+    with torch.inference_mode():    # torchdistill's script wraps once more to validate
+        DistributedDataParallel(box.model).eval()(torch.randn(4, 3, 32, 32))
+    epoch(box)
+    agree(box.model)
     distributed.destroy_process_group()
     print('agreed', flush=True)
 
