@@ -175,7 +175,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         return logits
 
     def secondary_forward(self, *args: Any, **kwargs: Any) -> None:
-        """Hand the branches' output to the hook here, as torchdistill <= 1.1.3 copies what was hooked earlier."""
+        """Hand the branches' output to the hook here, as torchdistill <= 1.1.4 copies what was hooked earlier."""
         output, self._output = self._output, BranchOutput({})
         self.branch_output({'logits': output.logits, 'terms': output.terms})
 
