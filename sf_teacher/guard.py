@@ -99,8 +99,8 @@ class Guard:
 
     def check_weights(self, epoch: int, module: nn.Module) -> None:
         """Never save weights that are not finite: a loss that was finite may have made them so in the last step."""
-        for name, p in module.named_parameters():
-            if not p.isfinite().all():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
                 raise SFTeacherError(f'{name} is not finite after epoch {epoch + 1}. ' + self._advice(epoch))
 
     def _gathered(self, reason: str) -> list[str]:

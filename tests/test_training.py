@@ -153,6 +153,7 @@ def test_compiled_tasks_train_and_resume(tmp_path):
 
 
 def test_tensorboard_files_are_written(tmp_path):
+    pytest.importorskip('tensorboard')
     fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1, tensorboard=True))
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
 
@@ -244,20 +245,20 @@ def started(*args, cwd):
 
 def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_teacher(tmp_path, monkeypatch, capsys):
     args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--input-size', '3', '16', '16',
-            '--batch-size', '256', '--epochs', '2', '--device', 'cpu', '--output', 'run']
+            '--batch-size', '256', '--epochs', '3', '--device', 'cpu', '--output', 'run']
     process = started(*args, cwd=tmp_path)
     while not (tmp_path / 'run/checkpoint-00001.pt').exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM
-    assert 'stopped by SIGTERM in epoch 2; 1 complete epochs are saved' in err
+    assert re.search(r'stopped by SIGTERM in epoch [23]; [12] complete epochs are saved', err)
     assert 'Traceback' not in err
     command = re.search(r'Continue with\n  sf-teacher (.*)', err)[1]
     monkeypatch.chdir(tmp_path)
     assert cli.main(command.split()) == 0
     assert 'exported and verified' in capsys.readouterr().out
-    assert len((tmp_path / 'run/summary.csv').read_text().splitlines()) == 3
+    assert len((tmp_path / 'run/summary.csv').read_text().splitlines()) == 4
     model = timm.create_model(f'local-dir:{tmp_path}/run/teacher', pretrained=True)
     state = runs.final_state(tmp_path / 'run')['state_dict']
     assert runs.differences(dict(model.state_dict()), dict(state)) == []
