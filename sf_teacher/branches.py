@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from .errors import SFTeacherError
-from .stages import Boundary, Size, default_boundaries, pair_boundaries, student_boundaries
+from .pairing import default_boundaries, pair_boundaries, pick_boundary
+from .stages import Boundary, Size, student_boundaries
 from .tails import Tail, check_tails
 from .transforms import Transform
 
@@ -130,19 +131,6 @@ def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | st
             f'{plan.num_classes}: build both with the same num_classes, e.g. wrap(..., num_classes={plan.num_classes})')
     check_tails(trace, tails)
     return [Branch(t, s, tail, act) for (t, s), tail in zip(pairs, tails, strict=True)]
-
-
-def pick_boundary(boundaries: Sequence[Boundary], key: int | str, model: nn.Module, role: str) -> Boundary:
-    """The boundary of this index or name.
-
-    Raises:
-        SFTeacherError: There is none.
-    """
-    for boundary in boundaries:
-        if key in (boundary.index, boundary.name):
-            return boundary
-    allowed = ', '.join(f'{b.index} ({b.name})' for b in boundaries)
-    raise SFTeacherError(f'{role} {type(model).__name__} has no boundary {key!r}: it has {allowed}')
 
 
 def _share(tails: list[Tail]) -> None:

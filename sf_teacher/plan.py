@@ -14,14 +14,13 @@ from timm.utils import random_seed
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 from torch import nn
 
+from .build import create_model, wrap
 from .config import StudentRun, TeacherRun
 from .data import Data, create_loaders, flip_probability, load_data
 from .errors import SFTeacherError
 from .guard import World
 from .methods import METHODS, Method, get_method
 from .parts import criterion
-from .task import _create as create_model
-from .task import wrap
 
 RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)

@@ -15,10 +15,11 @@ from .checkpoint import write_atomically
 from .config import ReportRun, StudentRun
 from .data import load_data
 from .errors import SFTeacherError
+from .pairing import default_boundaries, pair_boundaries
 from .parts import eval_model
 from .plan import Plan, load_teacher, plan_student
 from .similarity import calibration_error, divergence, entropy, interval, linear_cka
-from .stages import default_boundaries, forward_with_maps, pair_boundaries, teacher_boundaries
+from .stages import forward_with_maps, teacher_boundaries
 from .training import fit
 
 _logger = logging.getLogger(__name__)

@@ -1,5 +1,4 @@
 """Which boundaries a model has: where a teacher is tapped, where a student can be cut, and which belong together."""
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -250,34 +249,15 @@ def _depths(model: nn.Module) -> list[float]:
     return [(order.index(m) + 1) / len(order) for m in modules]
 
 
-def default_boundaries(boundaries: Sequence[Boundary]) -> list[Boundary]:
-    """Choose among all boundaries of a model.
-
-    Hierarchical models: the last boundary of each resolution, without the stem (half the image's resolution or more
-    in models that go on to an eighth) and without the model's last, behind which only norm and head remain. Isotropic
-    models: three, evenly spaced in depth.
-    """
-    usable = [b for b in boundaries if b.depth < 1.] or list(boundaries)
-    if len({b.size for b in boundaries}) == 1:
-        steps = {max(round(len(boundaries) * k / 4), 1) / len(boundaries) for k in (1, 2, 3)}
-        return [b for b in usable if any(math.isclose(b.depth, s) for s in steps)] or usable[-3:]
-    runs = [list(run) for _, run in itertools.groupby(usable, key=lambda b: b.size)]
-    lasts = [run[-1] for run in runs if run[-1].depth < 1.]
-    smallest = min(b.size[0] for b in boundaries)
-    stages = [b for b in lasts if b.size[0] < 16 * smallest]
-    return stages or lasts or usable
-
-
-def pair_boundaries(teacher: Sequence[Boundary], student: Sequence[Boundary]) -> list[tuple[Boundary, Boundary]]:
-    """Pair boundaries in order of depth: the pairing whose depths, then whose resolutions, differ least."""
-    short, long = (teacher, student) if len(teacher) <= len(student) else (student, teacher)
-
-    def difference(chosen: Sequence[Boundary]) -> tuple[float, float]:
-        depth = sum(abs(a.depth - b.depth) for a, b in zip(short, chosen, strict=True))
-        return round(depth, 6), sum(abs(math.log(a.size[0] / b.size[0])) for a, b in zip(short, chosen, strict=True))
-
-    best = min(itertools.combinations(long, len(short)), key=difference)
-    return list(zip(short, best, strict=True)) if short is teacher else list(zip(best, short, strict=True))
+def default_input_size(model: nn.Module, kwargs: dict[str, Any] | None = None) -> Size:
+    """The image size (C, H, W) a model was built for."""
+    size = tuple((getattr(model, 'pretrained_cfg', None) or {}).get('input_size') or ())
+    if not size:
+        raise SFTeacherError(f'the image size that {type(model).__name__} was made for is not known: give '
+                             f'input_size=(channels, height, width)')
+    image = (kwargs or {}).get('img_size') or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    height, width = (image, image) if isinstance(image, int) else image or size[1:]
+    return getattr(model, 'in_chans', size[0]), height, width
 
 
 def has_module(model: nn.Module, name: str) -> bool:

@@ -1,23 +1,22 @@
 """The student-friendly teacher as a timm training task."""
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .branches import BranchOutput, BranchSet, Plan, pick_boundary
+from .branches import BranchOutput, BranchSet, Plan
 from .checks import check_batch, check_model, check_target
 from .errors import SFTeacherError
 from .losses import joint_loss
 from .methods import Method, get_method, options
-from .stages import Boundary, Size, feature_info, forward_with_maps, teacher_boundaries
+from .pairing import pick_boundary
+from .stages import Boundary, Size, default_input_size, feature_info, forward_with_maps, teacher_boundaries
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Boundaries = Sequence[int | str | tuple[int | str, int | str]]
@@ -220,98 +219,6 @@ class StudentFriendlyTask(TrainingTask):
             ')',
         ]
         return '\n'.join(lines)
-
-
-def wrap(
-        teacher: str | nn.Module,
-        students: str | nn.Module | Sequence[str | nn.Module] | None = None,
-        *,
-        method: str | Method = 'sftn',
-        num_classes: int | None = None,
-        boundaries: Boundaries | None = None,
-        input_size: Size | None = None,
-        pretrained: bool = False,
-        teacher_kwargs: dict[str, Any] | None = None,
-        student_kwargs: dict[str, Any] | None = None,
-) -> StudentFriendlyTask:
-    """Attach student branches to a teacher and return the task that trains both.
-
-    Args:
-        teacher: timm name (``local-dir:`` and ``hf-hub:`` too) or a model. A model is trained in place, not copied.
-        students: Name or model, or several. Models are copied into the branches and stay as they are.
-        method: ``"sftn"`` or a config such as ``SFTN(kl_weight=1.)``.
-        num_classes: Classes of the models built here by name; by default the teacher's own.
-        boundaries: See `StudentFriendlyTask`; needed for models that timm did not build.
-        input_size: (C, H, W) of the images; by default what the teacher was made for. Models built here by name whose
-            size is fixed are built for it.
-        pretrained: Whether a teacher built by name starts from pretrained weights.
-        teacher_kwargs: Further arguments of ``timm.create_model`` for the teacher.
-        student_kwargs: The same for the students, e.g. ``dict(pretrained=True)``.
-
-    Returns:
-        A `timm.task.TrainingTask`: ``task(images, targets)["loss"]``, ``task.teacher``, ``task.export(folder)``.
-
-    Raises:
-        SFTeacherError: Something does not fit; the message says what, and what to do. Nothing has been changed.
-
-    Examples:
-
-        ```python
-        task = sf_teacher.wrap('resnet50', 'resnet18', num_classes=100)
-        ```
-    """
-    config = get_method(method)
-    teacher_kwargs, student_kwargs = dict(teacher_kwargs or {}), dict(student_kwargs or {})
-    if isinstance(teacher, str):
-        teacher_kwargs = {'pretrained': pretrained, **teacher_kwargs}
-        teacher = _create(teacher, 'teacher', num_classes, input_size, teacher_kwargs)
-    elif pretrained or teacher_kwargs:
-        raise SFTeacherError('pretrained and teacher_kwargs are for a teacher given by name; this one is a '
-                             f'{type(teacher).__name__}: load its weights before wrapping it')
-    check_model(teacher, 'teacher')
-    if num_classes is not None and getattr(teacher, 'num_classes', num_classes) != num_classes:
-        raise SFTeacherError(f'teacher {type(teacher).__name__} has {teacher.num_classes} classes, not '
-                             f'num_classes={num_classes}: build it with num_classes={num_classes}')
-    num_classes = getattr(teacher, 'num_classes', num_classes)
-    input_size = tuple(input_size or default_input_size(teacher, teacher_kwargs))
-    if students is None:
-        students = []
-    students = [students] if isinstance(students, str | nn.Module) else list(students)
-    student_kwargs = {'in_chans': input_size[0], **student_kwargs} if input_size[0] != 3 else student_kwargs
-    with torch.random.fork_rng(devices=[]):
-        built = [_create(s, 'student', num_classes, input_size, student_kwargs) if isinstance(s, str) else s
-                 for s in students]
-    task = StudentFriendlyTask(teacher, None, built, config, boundaries, input_size)
-    task.student_names = [s if isinstance(s, str) else type(s).__name__ for s in students]
-    return task
-
-
-def default_input_size(model: nn.Module, kwargs: dict[str, Any] | None = None) -> Size:
-    """The image size (C, H, W) a model was built for."""
-    size = tuple((getattr(model, 'pretrained_cfg', None) or {}).get('input_size') or ())
-    if not size:
-        raise SFTeacherError(f'the image size that {type(model).__name__} was made for is not known: give '
-                             f'input_size=(channels, height, width)')
-    image = (kwargs or {}).get('img_size') or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
-    height, width = (image, image) if isinstance(image, int) else image or size[1:]
-    return getattr(model, 'in_chans', size[0]), height, width
-
-
-def _create(name: str, role: str, num_classes: int | None, input_size: Size | None, kwargs: dict) -> nn.Module:
-    if ':' not in name and not timm.is_model(name):
-        close = difflib.get_close_matches(name.split('.')[0], timm.list_models(), 3, cutoff=0.5)
-        raise SFTeacherError(f'timm has no model {name!r} (given as {role})'
-                             + (f'; close names: {", ".join(close)}' if close else '')
-                             + ". timm.list_models('*resnet*') lists what there is.")
-    kwargs = dict(kwargs) if num_classes is None else {'num_classes': num_classes, **kwargs}
-    if input_size is not None and 'img_size' not in kwargs and ':' not in name:
-        cfg = timm.get_pretrained_cfg(name)
-        if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size) != tuple(input_size):
-            kwargs['img_size'] = tuple(input_size[1:])
-    try:
-        return timm.create_model(name, **kwargs)
-    except Exception as error:
-        raise SFTeacherError(f'timm could not build the {role} {name!r} with {kwargs}: {error}') from error
 
 
 def _plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries | None, input_size: Size) -> Plan:

@@ -108,7 +108,6 @@ def tensors(output: Any) -> list[torch.Tensor]:
 @dataclass(frozen=True)
 class Call:
     """What a module returned in one call."""
-    order: int
     output: Any             # detached
     nodes: tuple[Any, ...]  # autograd node of each tensor in the output, or None
 
@@ -128,16 +127,14 @@ class Trace:
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int], cuts: Iterable[str]) -> None:
         self.model, self.input_size = model, tuple(input_size)
         self.calls: dict[str, list[Call]] = defaultdict(list)
-        cuts, count = set(cuts), 0
+        cuts = set(cuts)
 
         def record(name: str, module: nn.Module, args: Any, output: Any) -> Any:
-            nonlocal count
             if name in cuts:
                 output = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) and t.requires_grad else t, output)
             nodes = tuple(t.grad_fn for t in tensors(output))
             detached = tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, output)
-            self.calls[name].append(Call(count, detached, nodes))
-            count += 1
+            self.calls[name].append(Call(detached, nodes))
             return output if name in cuts else None
 
         x = dummy_image(model, input_size).requires_grad_()
@@ -148,18 +145,18 @@ class Trace:
         self._image = x.view_as(x).grad_fn.next_functions[0][0]
         self.logits = tensors(logits)
         self._roots = [t.grad_fn for t in self.logits if t.grad_fn is not None]
-        self._users: dict[Any, list[Any]] = defaultdict(list)
+        users: dict[Any, list[Any]] = defaultdict(list)
         called = [node for calls in self.calls.values() for call in calls for node in call.nodes if node is not None]
         for node in _reach(self._roots + called, frozenset()):
             for parent in _parents(node):
-                self._users[parent].append(node)
+                users[parent].append(node)
         self._from_image: set[Any] = set()
         stack = [self._image]
         while stack:
             node = stack.pop()
             if node not in self._from_image:
                 self._from_image.add(node)
-                stack.extend(self._users[node])
+                stack.extend(users[node])
 
     def depends_on_image(self, call: Call) -> bool:
         """Whether any tensor of the call was computed from the image."""
