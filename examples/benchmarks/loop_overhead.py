@@ -1,7 +1,8 @@
 """What the loop costs over the loop that anybody would write: step times, interleaved, medians.
 
 The bare loop is `task(x, y)["loss"].backward(); optimizer.step(); optimizer.zero_grad()` over the same batches. Both
-run one epoch in turn, several times; the first round of each is not counted. Prints one JSON object.
+run one epoch in turn, several times; the first round of each is not counted. Prints one JSON object. On the CPU it is
+the process's own time that counts, so that other processes on the machine do not.
 
     python examples/benchmarks/loop_overhead.py --teacher resnet18 --student resnet10t --size 32 --batch-size 64
 """
@@ -57,6 +58,7 @@ def main() -> None:
     plain, ours = task(), task()
     optimizer = create_optimizer_v2(plain.get_trainable_module(), 'sgd', config.lr, config.weight_decay)
     loop = Loop(ours, loader, None, config, World(), None, Stop())
+    clock = time.perf_counter if args.device == 'cuda' else time.process_time
     times: dict[str, list[float]] = {'bare': [], 'loop': []}
     for round_ in range(args.rounds + 1):
         order = ['bare', 'loop'] if round_ % 2 else ['loop', 'bare']
@@ -64,7 +66,7 @@ def main() -> None:
             loader.set_epoch(round_)
             if args.device == 'cuda':
                 torch.cuda.synchronize()
-            began = time.perf_counter()
+            began = clock()
             if name == 'bare':
                 bare_epoch(plain, optimizer, loader)
             else:
@@ -72,7 +74,7 @@ def main() -> None:
             if args.device == 'cuda':
                 torch.cuda.synchronize()
             if round_:
-                times[name].append((time.perf_counter() - began) / args.steps * 1000)
+                times[name].append((clock() - began) / args.steps * 1000)
     median = {name: statistics.median(values) for name, values in times.items()}
     ratios = [b / a for a, b in zip(times['bare'], times['loop'], strict=True)]
     print(json.dumps({
