@@ -1,8 +1,20 @@
 """Student-friendly teachers for knowledge distillation."""
 from .build import wrap
 from .errors import BoundaryError, SFTeacherError
+from .export import export
 from .methods import SFTN, Method
 from .task import StudentFriendlyTask
+from .verify import verify
 from .version import __version__
 
-__all__ = ['SFTN', 'BoundaryError', 'Method', 'SFTeacherError', 'StudentFriendlyTask', '__version__', 'wrap']
+__all__ = [
+    'SFTN',
+    'BoundaryError',
+    'Method',
+    'SFTeacherError',
+    'StudentFriendlyTask',
+    '__version__',
+    'export',
+    'verify',
+    'wrap',
+]

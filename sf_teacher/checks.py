@@ -18,7 +18,7 @@ def check_model(model: nn.Module, role: str) -> None:
     if isinstance(model, DataParallel | DistributedDataParallel) or hasattr(model, '_orig_mod'):
         raise SFTeacherError(f'{what} is already wrapped: pass the plain model (model.module or model._orig_mod), then '
                              f'use task.compile() and task.prepare_distributed()')
-    if hasattr(model, 'trainable_module') or hasattr(model, 'branches') and hasattr(model, 'teacher'):
+    if hasattr(model, 'trainable_module') or (hasattr(model, 'branches') and hasattr(model, 'teacher')):
         raise SFTeacherError(f'{what} is a task already: pass the plain model, task.teacher')
     if isinstance(model, torch.jit.ScriptModule):
         raise SFTeacherError(f'{what} is scripted: pass the Python model that it was made from')
@@ -47,6 +47,6 @@ def check_target(target: torch.Tensor, batch: int, num_classes: int) -> None:
             raise SFTeacherError(f'soft targets must be [B, K] = [{batch}, {num_classes}]; got {tuple(target.shape)}')
     elif tuple(target.shape) != (batch,):
         raise SFTeacherError(f'labels must be [B] = [{batch}]; got {tuple(target.shape)}')
-    elif not (0 <= int(target.min()) and int(target.max()) < num_classes):
+    elif not (int(target.min()) >= 0 and int(target.max()) < num_classes):
         raise SFTeacherError(f'labels must lie in 0..{num_classes - 1}; got {int(target.min())}..{int(target.max())}. '
                              f'Is the teacher built with the right num_classes?')

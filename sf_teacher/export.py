@@ -19,6 +19,7 @@ from . import plain
 from .card import model_card, torchdistill_snippet
 from .errors import SFTeacherError
 from .reload import CONFIG, PROBE, TEACHER, WEIGHTS, sha256, versions
+from .tails import Tail
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
 from .version import __version__
@@ -105,7 +106,7 @@ def export(
     }
     name, state = plain.name_of(teacher), teacher.state_dict()
     theirs = to_torchvision(name, state, inputs, logits) if format == 'torchvision' else None
-    with _written_at_once(target, overwrite) as temporary:
+    with written_at_once(target, overwrite) as temporary:
         _write(temporary, teacher, facts, notes)
         if theirs is not None:
             torch.save({'model': theirs, **facts}, temporary / TORCHVISION)
@@ -121,6 +122,30 @@ def export(
         if not report['ok']:
             raise SFTeacherError(_refusal(name, report, factory))
     _logger.info('Exported %s to %s', arch or factory, target)
+    return target
+
+
+def export_branch(tail: Tail, folder: str | os.PathLike[str]) -> Path:
+    """See `StudentFriendlyTask.export_branch`."""
+    target = Path(folder).expanduser().resolve()
+    check_target(target, overwrite=False)
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in tail.model.state_dict().items()}
+    notes = {
+        'student': plain.name_of(tail.model),
+        'boundary': list(tail.boundary),
+        'trained': sorted(state),
+        'untrained': tail.untrained,
+    }
+    with written_at_once(target, overwrite=False) as temporary:
+        safetensors.torch.save_file(state, temporary / 'branch.safetensors', {'sf_teacher': json.dumps(notes)})
+        (temporary / 'branch.json').write_text(json.dumps(notes, indent=2), encoding='utf-8')
+        (temporary / README).write_text(
+            f'A trained branch as the start of {notes["student"]}: everything after {", ".join(tail.boundary)}.\n\n'
+            f'{len(tail.untrained)} weights before it are not trained by any branch and not in the file; '
+            'they are listed as "untrained" in branch.json.\n\n'
+            '```python\nweights = safetensors.torch.load_file("branch.safetensors")\n'
+            'student.load_state_dict(weights, strict=False)\n```\n',
+            encoding='utf-8')
     return target
 
 
@@ -178,7 +203,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _written_at_once(target: Path, overwrite: bool) -> Iterator[Path]:
+def written_at_once(target: Path, overwrite: bool) -> Iterator[Path]:
     """A folder beside `target` that becomes `target` if the block succeeds and vanishes if it does not."""
     made = [path for path in target.parents if not path.exists()]  # the innermost first
     temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex[:8]}.tmp')

@@ -85,7 +85,7 @@ def match_layout(raw: torch.Tensor, reference: torch.Tensor) -> Layout | None:
 
 
 def _token_order(raw: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:
-    """Which of `tokens` each row of `raw` is, where `raw` is a permutation of them; None where they agree or it isn't."""
+    """Which of `tokens` each row of `raw` is, where `raw` is a true permutation of them; else None."""
     if torch.equal(raw, tokens) or not torch.equal(raw.amax(1).sort().values, tokens.amax(1).sort().values):
         return None
     return torch.cdist(raw.double(), tokens.double()).argmin(1)
@@ -100,7 +100,7 @@ def infer_layout(raw: torch.Tensor, input_size: tuple[int, int, int], where: str
     Raises:
         BoundaryError: The shape is none of these.
     """
-    signed, shape = bool((raw < 0).any()), tuple(raw.shape)
+    signed, shape = raw.is_meta or bool((raw < 0).any()), tuple(raw.shape)
     _, height, width = input_size
 
     def same_aspect(h: int, w: int) -> bool:

@@ -51,6 +51,7 @@ class Tail(nn.Module):
             _tap(_at(self.model, name), name, trace.calls[name][0], cut, self)
         self._slot.rows = cut.features(trace.calls[cut.modules[0]][0])[0].shape[0]
         _drop_unreached(self.model, cut, trace)
+        self.untrained = sorted(set(model.state_dict()) - set(self.model.state_dict()))    # the student's other keys
         self.train(model.training)
 
     def forward(self, *features: torch.Tensor) -> Any:

@@ -1,7 +1,9 @@
 """The student-friendly teacher as a timm training task."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,6 +153,54 @@ class StudentFriendlyTask(TrainingTask):
         branches = branches or BranchOutput({})
         losses = joint_loss(logits, branches.logits, branches.terms, target, self.criterion, self.method)
         return {**losses, 'output': logits, 'branch_output': branches.logits}
+
+    def export(
+            self,
+            folder: str | os.PathLike[str],
+            *,
+            ema: bool = False,
+            metadata: Mapping[str, Any] | None = None,
+            **kwargs: Any,
+    ) -> Path:
+        """Export the teacher as a plain timm folder, see `sf_teacher.export`. With several ranks, call it on one.
+
+        Args:
+            folder: Where to.
+            ema: Export the teacher's EMA weights; `setup_ema` must have been called.
+            metadata: For the model card, beside the method and the students, which are filled in.
+            kwargs: Further arguments of `sf_teacher.export`.
+
+        Raises:
+            SFTeacherError: The teacher or the place is not fit for it; nothing was written.
+        """
+        from .export import export
+        if ema and not self.has_ema():
+            raise SFTeacherError('task.export(ema=True) needs task.setup_ema() before training')
+        teacher = unwrap_model(self.get_trainable_module(ema=ema)).teacher
+        notes = {'method': {'name': type(self.method).__name__, **options(self.method)}, 'students': self.student_names}
+        return export(teacher, folder, metadata={**notes, **(metadata or {})},
+                      **{'input_size': self.input_size, **kwargs})
+
+    def export_branch(self, index: int, folder: str | os.PathLike[str]) -> Path:
+        """Save a trained branch as the start of a student: the tail's weights under the student's own keys.
+
+        ``branch.safetensors`` holds the trained part; the keys before the boundary, which no branch trains, are listed
+        as "untrained" in its metadata and in ``branch.json``. Load it with
+        ``student.load_state_dict(safetensors.torch.load_file(path), strict=False)``.
+
+        Args:
+            index: Which branch, in the order of ``repr(task)``.
+            folder: Where to; must not exist or be empty.
+
+        Raises:
+            SFTeacherError: There is no such branch, or the folder can't be written; nothing was written.
+        """
+        from .export import export_branch
+        branches = getattr(self.branches, 'branches', [])
+        if not 0 <= index < len(branches):
+            raise SFTeacherError(f'there is no branch {index!r} of a student to export: the method '
+                                 f'{type(self.method).__name__} has {len(branches)} here, counted from 0')
+        return export_branch(branches[index].tail, folder)
 
     def unwrap(self) -> nn.Module:
         """The plain teacher, as it came and trained; nothing of the task is left on it."""

@@ -69,7 +69,7 @@ def check_student(student: nn.Module, input_size: Size) -> tuple[list[Boundary],
 
 
 def check_tail(student: nn.Module, boundary: Boundary, trace: Trace, input_size: Size) -> None:
-    """A tail on the student's own features gives the student's logits and owns exactly what lies behind the boundary."""
+    """A tail on the student's own features gives the student's logits and owns what lies behind the boundary."""
     assert boundary.cut is not None
     names = boundary.cut.modules
     tail = Tail(student, boundary.cut, trace)
@@ -120,8 +120,7 @@ def _reached(student: nn.Module, boundary: Boundary, tail: Tail, input_size: Siz
     """Parameters that autograd reaches from the logits with the boundary detached; independent of the tracer."""
     def detach(name: str, module: nn.Module, args: Any, output: Any) -> Any:
         return torch.utils._pytree.tree_map(
-            lambda t: t.detach().clone().requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t,
-            output)
+            lambda t: t.detach().clone().requires_grad_() if getattr(t, 'requires_grad', False) else t, output)
 
     student.eval()
     images = torch.randn(1, *input_size, requires_grad=True)

@@ -13,8 +13,8 @@ from sf_teacher import SFTN
 from sf_teacher.losses import joint_loss
 from sf_teacher.stages import student_boundaries
 from sf_teacher.tails import Tail
-from tests.family_checks import check_step, check_tail, check_teacher
 from tests.families import build_small
+from tests.family_checks import check_step, check_tail, check_teacher
 
 SIZE = (3, 64, 64)
 
