@@ -4,11 +4,14 @@ For every seed a standard teacher and a student-friendly one (SFTN) are trained 
 same number of epochs, exported, reloaded with plain timm, and the same student is distilled from each with
 `timm.task.LogitDistillationTask`. It prints what it measured, also where there is no gain.
 
-    python examples/quickstart.py            # prints a table, writes quickstart.png and both teachers to --out
+    python examples/quickstart.py            # prints a table, writes quickstart.png and the teachers to --out
 
-Data: scikit-learn's handwritten digits, upscaled, few of them for training, shifted and with noise. `METHOD` and the
-learning rates were chosen by `examples/sweeps/digits.py` on the validation images with other seeds; what is printed
-here is measured on the test images.
+Data: scikit-learn's handwritten digits, upscaled, few of them for training, shifted and with noise. Learning rates were
+chosen for the standard teacher and its student, then `METHOD` for the student-friendly one, by a small sweep on the
+validation images with other seeds (`examples/sweeps/digits.py`); what is printed here is measured on the test images.
+In that sweep none of the settings tried beat the standard teacher, and those reported for SFTN did harm (3 points); 300
+updates are perhaps too few for branches that start untrained. `METHOD` is the setting with a divergence term that came
+closest, not one that gains.
 """
 from __future__ import annotations
 
@@ -41,11 +44,11 @@ matplotlib.use('agg')
 import matplotlib.pyplot as plt
 
 TEACHER, STUDENT = 'test_resnet', 'test_efficientnet'     # 0.37 M and 0.10 M parameters
-METHOD = sf_teacher.SFTN()
+METHOD = sf_teacher.SFTN(kl_weight=1., detach_teacher_logits=True)
 SIZE, TRAIN, VALIDATION = 32, 200, 500
 MEAN = STD = (0.5, 0.5, 0.5)
 EPOCHS, BATCH = 30, 20
-TEACHER_LR, STUDENT_LR = 1e-2, 2e-2
+TEACHER_LR, STUDENT_LR = 1e-2, 4e-2
 KD = dict(task_loss_weight=0.1, distill_loss_weight=0.9, temperature=4.)
 Advance = Callable[[], None]
 
@@ -230,6 +233,7 @@ def main() -> None:
     parser.add_argument('--fast', action='store_true', help='1 seed, 2 epochs: shows that it runs, measures nothing')
     args = parser.parse_args()
     seeds, epochs = (1, 2) if args.fast else (args.seeds, args.epochs)
+    torch.set_num_threads(1)        # models this small gain nothing from more, and lose much on a busy machine
     start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     train, _, test = load()
@@ -245,9 +249,11 @@ def main() -> None:
             for name, method in kinds.items():
                 announce(f'seed {seed}: {name}')
                 task = teacher_task(seed, method)
-                began = time.perf_counter()
+                own = sum(p.numel() for p in trained(task).parameters())
+                added = sum(p.numel() for p in task.parameters()) - own
+                began = time.process_time()
                 fit(task, train, epochs, TEACHER_LR, seed, advance)
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
                 folder = args.out / f'{"sftn" if method else "standard"}-seed{seed}'
                 teacher = export_and_reload(task, folder, seed, test)
                 announce(f'seed {seed}: student of the {name.split(" (")[0]}')
@@ -267,8 +273,9 @@ def main() -> None:
     for key in ('student', 'teacher'):
         print(verdict(f'{key}, student-friendly over standard',
                       [f[key] - s[key] for f, s in zip(friendly, standard, strict=True)]))
-    cost, plain = (statistics.mean(seconds[name]) for name in reversed(kinds))
-    print(f'training the student-friendly teacher took {cost / plain:.2f} times as long as the standard one')
+    plain, cost = (statistics.median(values) for values in seconds.values())
+    print(f'cost: {added / 1e6:.2f} M parameters beside the {own / 1e6:.2f} M of the teacher while it trains, none after; '
+          f'training took {cost / plain:.1f} times the CPU time')
     print(f'reloaded teachers: logits equal bit for bit; figure and teachers in {args.out}; '
           f'{time.perf_counter() - start:.0f} s')
     if args.fast:

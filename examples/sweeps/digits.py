@@ -29,11 +29,10 @@ Setting = dict[str, Any]        # recipe options by name, and 'method': the opti
 RECIPES: dict[str, Setting] = {
     'recipe: as committed': {},
     'recipe: teacher lr 5e-3': {'teacher_lr': 5e-3},
-    'recipe: teacher lr 1e-2': {'teacher_lr': 1e-2},
-    'recipe: teacher lr 4e-2': {'teacher_lr': 4e-2},
-    'recipe: student lr 5e-3': {'student_lr': 5e-3},
+    'recipe: teacher lr 2e-2': {'teacher_lr': 2e-2},
     'recipe: student lr 1e-2': {'student_lr': 1e-2},
-    'recipe: student lr 4e-2': {'student_lr': 4e-2},
+    'recipe: student lr 2e-2': {'student_lr': 2e-2},
+    'recipe: student lr 8e-2': {'student_lr': 8e-2},
     'recipe: temperature 1': {'kd': {'temperature': 1.}},
     'recipe: temperature 2': {'kd': {'temperature': 2.}},
     'recipe: task 0.5, distill 0.5': {'kd': {'task_loss_weight': 0.5, 'distill_loss_weight': 0.5}},
@@ -45,16 +44,26 @@ METHODS: dict[str, Setting] = {
     'kl_weight=6': {'method': {'kl_weight': 6.}},
     'ce_weight=0': {'method': {'ce_weight': 0.}},
     'temperature=4': {'method': {'temperature': 4.}},
+    'temperature=4, kl_weight=0.3': {'method': {'temperature': 4., 'kl_weight': 0.3}},
     'temperature=4, kl_weight=1': {'method': {'temperature': 4., 'kl_weight': 1.}},
     'detach_teacher_logits': {'method': {'detach_teacher_logits': True}},
     'branch||teacher': {'method': {'kl_direction': 'branch||teacher'}},
     'detach_features (control: no gradient through the features)': {'method': {'detach_features': True}},
     'kl_weight=1, detach_teacher_logits': {'method': {'kl_weight': 1., 'detach_teacher_logits': True}},
+    'kl_weight=0.3': {'method': {'kl_weight': 0.3}},
+    'kl_weight=0.3, detach_teacher_logits': {'method': {'kl_weight': 0.3, 'detach_teacher_logits': True}},
+    # the first half of the epochs without branches; the first of these is the control, it has no branches at all
+    'half: ce_weight=0, kl_weight=0 (standard)': {'method': {'ce_weight': 0., 'kl_weight': 0.}, 'plain_epochs': 0.5},
+    'half: kl_weight=0 (deep supervision only)': {'method': {'kl_weight': 0.}, 'plain_epochs': 0.5},
     'half: SFTN()': {'method': {}, 'plain_epochs': 0.5},
     'half: kl_weight=1': {'method': {'kl_weight': 1.}, 'plain_epochs': 0.5},
     'half: kl_weight=1, detach_teacher_logits': {
         'method': {'kl_weight': 1., 'detach_teacher_logits': True}, 'plain_epochs': 0.5},
+    'half: detach_teacher_logits': {'method': {'detach_teacher_logits': True}, 'plain_epochs': 0.5},
 }
+
+
+RECIPE = [q.TEACHER, q.STUDENT, q.TRAIN, q.EPOCHS, q.BATCH, q.TEACHER_LR, q.STUDENT_LR, *q.KD.values()]
 
 
 def measure(name: str, seed: int, setting: Setting) -> dict[str, Any]:
@@ -71,7 +80,7 @@ def measure(name: str, seed: int, setting: Setting) -> dict[str, Any]:
     student = q.student_task(seed, teacher, **setting.get('kd', {}))
     q.fit(student, train, q.EPOCHS, setting.get('student_lr', q.STUDENT_LR), seed)
     z_t, z_s = q.predict(teacher, validation.x), q.predict(student.trainable_module, validation.x)
-    return {'name': name, 'seed': seed, 'teacher': q.accuracy(z_t, validation.y),
+    return {'name': name, 'seed': seed, 'recipe': RECIPE, 'teacher': q.accuracy(z_t, validation.y),
             'student': q.accuracy(z_s, validation.y), 'kl': q.divergence(z_t, z_s)}
 
 
@@ -87,6 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = {name: s for name, s in {**RECIPES, **METHODS}.items() if any(part in name for part in args.only)}
     results = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    results = [r for r in results if r['recipe'] == RECIPE]
     done = {(r['name'], r['seed']) for r in results}
     jobs = [(name, seed, s) for seed in SEEDS for name, s in settings.items() if (name, seed) not in done]
     with multiprocessing.get_context('spawn').Pool(args.jobs) as pool, args.out.open('a') as file:
