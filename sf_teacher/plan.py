@@ -188,7 +188,7 @@ def _method(config: TeacherRun) -> Method | None:
     try:
         return METHODS[config.method.lower()](**config.method_kwargs)
     except TypeError as error:
-        allowed = ', '.join(cls.__dataclass_fields__)
+        allowed = ', '.join(f.name for f in fields(cls))
         raise SFTeacherError(f'method_kwargs={config.method_kwargs}: {cls.__name__} has {allowed}') from error
 
 
