@@ -1,10 +1,11 @@
 """One config dataclass for each teacher-side method; a method is its config and its branch set, nothing else."""
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from .branches import BranchSet, Plan, StudentBranches
 from .errors import SFTeacherError
+from .pyramid import FeaturePyramid
 
 KL_DIRECTIONS = ('teacher||branch', 'branch||teacher')
 
@@ -25,6 +26,8 @@ class Method:
             only through its features.
         reduction: ``"mean"`` or ``"sum"`` over the branches.
     """
+    takes_students: ClassVar[bool] = True   # whether its branches are made of the user's students
+
     teacher_weight: float = 1.
     ce_weight: float = 1.
     kl_weight: float = 1.
@@ -77,7 +80,48 @@ class SFTN(Method):
         return StudentBranches(plan, shared=self.shared, act=self.transform_act, detach=self.detach_features)
 
 
-METHODS: dict[str, type[Method]] = {'sftn': SFTN}
+@dataclass(frozen=True)
+class TESKD(Method):
+    """Teacher Evolution via Self-Knowledge Distillation (Li et al. 2021, arXiv 2110.00329): no students needed.
+
+    0.2 (CE(z_T, y) + sum_i CE(z_i, y)) + 0.8 sum_i T^2 KL(p_T || p_i) + 1e-7 sum_i ||f_i - stopgrad(f_T)||^2 with
+    T = 4, and the target of the divergence not detached [code].
+
+    Args:
+        feature_weight: Weight of the squared distance between the pooled features of students and teacher, summed over
+            batch, channels and students, so that it grows with the batch [code].
+        width: D, channels of the pyramid (a small default, ours); None for those of the teacher's last stage [code],
+            which costs several times the teacher's own forward.
+    """
+    takes_students: ClassVar[bool] = False
+
+    teacher_weight: float = 0.2
+    ce_weight: float = 0.2
+    kl_weight: float = 0.8
+    temperature: float = 4.
+    reduction: str = 'sum'
+    feature_weight: float = 1e-7
+    width: int | None = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(_number(self.feature_weight) and self.feature_weight >= 0, 'feature_weight',
+                      'a finite number >= 0')
+        self._require(self.uses_branches or not self.feature_weight, 'feature_weight',
+                      '0 where ce_weight and kl_weight are, as the students are then not executed')
+        self._require(self.width is None or (type(self.width) is int and self.width > 0), 'width',
+                      "a whole number > 0, or None for the channels of the teacher's last stage")
+
+    @classmethod
+    def official(cls) -> 'TESKD':
+        """The settings of the authors' code, the width of the pyramid included."""
+        return cls(width=None)
+
+    def build(self, plan: Plan) -> BranchSet:
+        return FeaturePyramid(plan, width=self.width, feature_weight=self.feature_weight)
+
+
+METHODS: dict[str, type[Method]] = {'sftn': SFTN, 'teskd': TESKD}
 
 
 def get_method(method: str | Method) -> Method:

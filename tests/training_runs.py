@@ -58,7 +58,8 @@ def task(kind: str = 'teacher', model: str = 'test_resnet', **kwargs: Any) -> An
     net = timm.create_model(model, num_classes=CLASSES, drop_rate=0.1, **kwargs)
     if kind == 'teacher' or kind in METHODS:
         method = 'sftn' if kind == 'teacher' else kind
-        return sf_teacher.wrap(net, model, method=method, input_size=SIZE, student_kwargs=kwargs)
+        students = model if METHODS[method].takes_students else None
+        return sf_teacher.wrap(net, students, method=method, input_size=SIZE, student_kwargs=kwargs)
     if kind == 'plain':
         return ClassificationTask(net, verbose=False)
     teacher = timm.create_model(model, num_classes=CLASSES, **kwargs).eval().requires_grad_(False)
