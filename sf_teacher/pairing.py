@@ -12,9 +12,9 @@ from .stages import Boundary
 def default_boundaries(boundaries: Sequence[Boundary]) -> list[Boundary]:
     """Choose among all boundaries of a model.
 
-    Hierarchical models: the last boundary of each resolution, without the stem (half the image's resolution or more
-    in models that go on to an eighth) and without the model's last, behind which only norm and head remain. Isotropic
-    models: three, evenly spaced in depth.
+    Hierarchical models: the last boundary of each resolution, without the stem (half the image's resolution or more)
+    and without the model's last, behind which only norm and head remain. Isotropic models: three, evenly spaced in
+    depth.
     """
     usable = [b for b in boundaries if b.depth < 1.] or list(boundaries)
     if len({b.size for b in boundaries}) == 1:
@@ -22,9 +22,7 @@ def default_boundaries(boundaries: Sequence[Boundary]) -> list[Boundary]:
         return [b for b in usable if any(math.isclose(b.depth, s) for s in steps)] or usable[-3:]
     runs = [list(run) for _, run in itertools.groupby(usable, key=lambda b: b.size)]
     lasts = [run[-1] for run in runs if run[-1].depth < 1.]
-    smallest = min(b.size[0] for b in boundaries)
-    stages = [b for b in lasts if b.size[0] < 16 * smallest]
-    return stages or lasts or usable
+    return [b for b in lasts if b.reduction >= 3] or lasts or usable
 
 
 def pair_boundaries(teacher: Sequence[Boundary], student: Sequence[Boundary]) -> list[tuple[Boundary, Boundary]]:

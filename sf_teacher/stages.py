@@ -23,12 +23,14 @@ class Boundary:
         index: Position in timm's ``feature_info``; None for a boundary given by module path.
         layouts: Layout of each tensor that crosses the boundary; a teacher's is one map, NCHW.
         depth: Share of the model's features up to and including this one, in (0, 1].
+        reduction: Height of the image over that of the map, as measured.
         cut: For a student, what lies behind the boundary.
     """
     name: str
     index: int | None
     layouts: tuple[Layout, ...]
     depth: float = math.nan
+    reduction: float = math.nan
     cut: Cut | None = None
 
     @property
@@ -134,7 +136,7 @@ def teacher_boundaries(
                 raise SFTeacherError(refused_image(model, input_size, error)) from error
     if names is None:
         layouts = [Layout('NCHW', m.shape[1], (m.shape[2], m.shape[3])) for m in maps]
-        found = [Boundary(feature_name(model, i), i, (layout,), depth)
+        found = [Boundary(feature_name(model, i), i, (layout,), depth, input_size[1] / layout.size[0])
                  for i, (layout, depth) in enumerate(zip(layouts, _depths(model), strict=True))]
     else:
         found = [Boundary(name, None, (infer_layout(m, input_size, f'{name!r} of {type(model).__name__}'),))
@@ -187,7 +189,7 @@ def student_boundaries(
     for index, (match, depth) in enumerate(zip(matches, _depths(model), strict=True)):
         cut = _find_cut(model, index, match, trace)
         if cut is not None and all(cut.modules != b.cut.modules for b in found if b.cut):
-            found.append(_measured(Boundary(' & '.join(cut.modules), index, (), depth, cut), trace, known))
+            found.append(_measured(Boundary(' & '.join(cut.modules), index, (), depth, cut=cut), trace, known))
     if not found:
         raise BoundaryError(
             f'{type(model).__name__} has no boundary to cut a student at: the image reaches its logits around each of '
@@ -239,7 +241,7 @@ def _measured(boundary: Boundary, trace: Trace, known: dict[str, Layout]) -> Bou
         where = f'{name!r} of {type(trace.model).__name__}'
         layouts += [known[name]] if name in known and len(raws) == 1 else \
             [infer_layout(t, trace.input_size, where) for t in raws]
-    return replace(boundary, layouts=tuple(layouts))
+    return replace(boundary, layouts=tuple(layouts), reduction=trace.input_size[1] / layouts[0].size[0])
 
 
 def _depths(model: nn.Module) -> list[float]:

@@ -60,9 +60,17 @@ class Tail(nn.Module):
             raise RuntimeError('two forwards of one tail at a time: use DistributedDataParallel, not DataParallel')
         slot.features, slot.batch = features, batch
         try:
-            return self.model(features[0].new_zeros(()).expand(batch, *self.input_size))
+            return self._run(features[0], batch)
+        except RuntimeError as error:   # met when the tail is checked at build time, not in training
+            if slot.dense or 'single memory location' not in str(error):
+                raise
+            slot.dense = True
+            return self._run(features[0], batch)
         finally:
             slot.features = ()
+
+    def _run(self, like: torch.Tensor, batch: int) -> Any:
+        return self.model(like.new_zeros(()).expand(batch, *self.input_size))
 
     def extra_repr(self) -> str:
         return f'after {", ".join(self.boundary)}'
@@ -112,12 +120,14 @@ def _same_logits(
         own |= {n: values[n.removeprefix('model.')] for n, _ in tail.named_parameters()}
         own |= {f'model.{n}': values[n] for n in tail.model.state_dict()}
         features = tuple(got[name][i] for name, i in tail.features)
+        copied = twin(tail, own)
         try:
             with torch.no_grad():
-                logits = tensors(twin(tail, own)(*features))[0]
+                logits = tensors(copied(*features))[0]
         except Exception as error:
             raise BoundaryError(f'{where} does not run ({type(error).__name__}: {error}). Choose another module in '
                                 f'`boundaries`.') from error
+        tail._slot.dense = copied._slot.dense
         off = (logits - expected).abs().max().item() if logits.shape == expected.shape else float('inf')
         if not off <= rtol * scale:
             problem = f'{where} does not reproduce the logits: {off:.2g} off, with logits up to {scale:.2g}'
@@ -132,6 +142,7 @@ class _Slot:
     def __init__(self) -> None:
         self.features: tuple[torch.Tensor, ...] = ()
         self.batch = 1
+        self.dense = False  # whether the model writes into blanks, so that they must be real zeros
         self.rows = 1   # rows of the first feature per image
 
 
@@ -144,7 +155,8 @@ class _Blank:
     def answer(self, slot: _Slot) -> torch.Tensor:
         dtype = slot.features[0].dtype if self.dtype.is_floating_point else self.dtype
         zero = torch.zeros((), dtype=dtype, device=slot.features[0].device)
-        return zero.expand(self.shape[0] * slot.batch, *self.shape[1:]) if self.shape else zero
+        blank = zero.expand(self.shape[0] * slot.batch, *self.shape[1:]) if self.shape else zero
+        return blank.clone(memory_format=torch.contiguous_format) if slot.dense else blank
 
 
 class _Constant:
@@ -159,13 +171,14 @@ class _Constant:
 
 
 class _Feature:
-    """The feature that the caller of the tail passes in."""
+    """The feature that the caller of the tail passes in; a copy where the model writes into it."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, index: int, written: bool) -> None:
+        self.index, self.written = index, written
 
     def answer(self, slot: _Slot) -> torch.Tensor:
-        return slot.features[self.index]
+        feature = slot.features[self.index]
+        return feature.clone() if self.written else feature
 
 
 def _answer(slot: _Slot, output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -211,7 +224,7 @@ def _tap(module: nn.Module, name: str, call: Call, cut: Cut, tail: Tail) -> None
         if node not in cut.nodes:
             return _Blank(leaf)
         tail.features.append((name, position))
-        return _Feature(len(tail.features) - 1)
+        return _Feature(len(tail.features) - 1, written=leaf._version > 0)
 
     module.forward = functools.partial(_answer, tail._slot, tree_map(stand_in, call.output))
 

@@ -144,6 +144,9 @@ class StudentFriendlyTask(TrainingTask):
         try:
             logits, branches = self.trainable_module(input)
         except (RuntimeError, AssertionError, ValueError) as error:
+            if 'more than 1 value per channel' in str(error):
+                raise SFTeacherError(f'batch norm cannot train with batch size 1 on a map of 1x1 ({error}): use larger '
+                                     f'batches (drop_last=True), larger images or earlier `boundaries`') from error
             if tuple(input.shape[1:]) == self.input_size:
                 raise
             raise SFTeacherError(

@@ -120,7 +120,7 @@ def _reached(student: nn.Module, boundary: Boundary, tail: Tail, input_size: Siz
     """Parameters that autograd reaches from the logits with the boundary detached; independent of the tracer."""
     def detach(name: str, module: nn.Module, args: Any, output: Any) -> Any:
         return torch.utils._pytree.tree_map(
-            lambda t: t.detach().clone().requires_grad_() if getattr(t, 'requires_grad', False) else t, output)
+            lambda t: t.detach().requires_grad_().clone() if getattr(t, 'requires_grad', False) else t, output)
 
     student.eval()
     images = torch.randn(1, *input_size, requires_grad=True)
