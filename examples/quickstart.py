@@ -38,7 +38,6 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 
 import sf_teacher
-from sf_teacher.export import export
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
@@ -153,11 +152,13 @@ def divergence(teacher: torch.Tensor, student: torch.Tensor) -> float:
 def export_and_reload(task: TrainingTask, folder: Path, seed: int, test: Images) -> torch.nn.Module:
     """Export a teacher, load it with plain timm and compare the logits."""
     teacher = trained(task)
-    method = getattr(task, 'method', None)
-    export(teacher, folder, input_size=(3, SIZE, SIZE), mean=MEAN, std=STD, overwrite=True, metadata={
-        'method': method or 'plain training', 'students': [STUDENT] if method else [], 'seed': seed,
-        'data': f'scikit-learn handwritten digits, {TRAIN} training images',
+    settings = dict(mean=MEAN, std=STD, overwrite=True, metadata={
+        'data': f'scikit-learn handwritten digits, {TRAIN} training images', 'seed': seed,
         'metrics': {'test top-1': round(accuracy(predict(teacher, test.x), test.y), 2)}})
+    if isinstance(task, sf_teacher.StudentFriendlyTask):
+        task.export(folder, **settings)         # the model card says which method and students
+    else:
+        sf_teacher.export(teacher, folder, input_size=(3, SIZE, SIZE), **settings)
     reloaded = timm.create_model(f'local-dir:{folder}', pretrained=True)
     if not torch.equal(predict(reloaded, test.x), predict(teacher, test.x)):
         raise SystemExit(f'{folder}: the reloaded teacher has other logits than the trained one')
@@ -274,7 +275,7 @@ def main() -> None:
         print(verdict(f'{key}, student-friendly over standard',
                       [f[key] - s[key] for f, s in zip(friendly, standard, strict=True)]))
     plain, cost = (statistics.median(values) for values in seconds.values())
-    print(f'cost: {added / 1e6:.2f} M parameters beside the {own / 1e6:.2f} M of the teacher while it trains, none after; '
+    print(f'cost: {added / 1e6:.2f} M parameters beside the {own / 1e6:.2f} M of the teacher in training, none after; '
           f'training took {cost / plain:.1f} times the CPU time')
     print(f'reloaded teachers: logits equal bit for bit; figure and teachers in {args.out}; '
           f'{time.perf_counter() - start:.0f} s')

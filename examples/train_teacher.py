@@ -16,7 +16,6 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
 import sf_teacher
-from sf_teacher.export import export
 
 
 def write_digits(root: Path) -> Path:
@@ -107,9 +106,8 @@ def main() -> None:
         terms = {k: round(losses[k].item(), 3) for k in ('teacher_ce', 'branch_ce', 'branch_kl') if k in losses}
         print(f'epoch {epoch}: top-1 {top1:.2f} %, last batch: {terms}')
 
-    folder = export(task.unwrap(), args.out / 'teacher', input_size=size, mean=mean, std=std, overwrite=True, metadata={
-        'method': method, 'students': [args.student], 'data': args.dataset or str(root), 'seed': args.seed,
-        'metrics': {'val top-1': round(top1, 2)}})
+    folder = task.export(args.out / 'teacher', mean=mean, std=std, overwrite=True, metadata={
+        'data': args.dataset or str(root), 'seed': args.seed, 'metrics': {'val top-1': round(top1, 2)}})
     reloaded = timm.create_model(f'local-dir:{folder}', pretrained=True).to(device)
     print(f'{folder}: exported; plain timm measures {validate(reloaded, val, device):.2f} %')
 

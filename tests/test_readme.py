@@ -48,7 +48,7 @@ def executed(tmp_path_factory):
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert {language for _, language, _ in BLOCKS} == {'python', 'sh', 'yaml'}
+    assert {language for _, language, _ in BLOCKS} == {'python', 'sh', 'yaml', 'text'}
     assert README.count('```') == 2 * len(BLOCKS)
 
 
@@ -114,6 +114,17 @@ def test_yaml_blocks_are_torchdistill_configs_with_known_keys(executed):
     assert twin.training and not teacher.training                   # as the README warns
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(twin.eval()(x), teacher(x))
+
+
+def test_measured_table_has_the_rows_and_the_verdicts_that_the_quickstart_prints():
+    (printed,) = blocks('text')
+    rows = [line for line in printed.splitlines() if '±' in line and '->' not in line]
+    names = ['student alone', 'standard teacher', 'student-friendly (SFTN)']
+    source = (ROOT / 'examples' / 'quickstart.py').read_text()
+    assert [re.split(r'  +', row)[0] for row in rows] == names
+    assert all(name in source for name in names)
+    verdict = re.compile(r': [+-]\d+\.\d\d points \(95 % interval .* paired over seeds\): (gain|loss|no gain.*)$')
+    assert len([line for line in printed.splitlines() if verdict.search(line)]) == 3
 
 
 def test_links_lead_somewhere():
