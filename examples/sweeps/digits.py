@@ -4,8 +4,9 @@
 
 First the recipe is tuned for the *standard* teacher (learning rates, temperature and weight of the distillation), then,
 with that recipe, the options of SFTN, one at a time. A run that is started again with the same --out goes on where it
-stopped; `digits.jsonl` beside this file is what was measured. Prints one line a setting: accuracy of teacher and student
-on the validation images, mean ± std over the seeds.
+stopped. `digits.jsonl` beside this file is what was measured; each line names its recipe, since the learning rates were
+tuned on the way, and only those of the present one are counted. Prints for each setting the accuracy of teacher and
+student on the validation images, mean ± std over the seeds.
 """
 from __future__ import annotations
 
@@ -105,7 +106,7 @@ def main() -> None:
             print(json.dumps(result), file=file, flush=True)
             results.append(result)
     print(f'{"setting":<60} {"teacher":>13} {"student":>13} {"KL":>6}')
-    for name in settings:
+    for name in settings:      # all of them have been measured by now
         rows = [r for r in results if r['name'] == name]
         spread = partial(_spread, rows)
         kl = statistics.mean(r['kl'] for r in rows)
