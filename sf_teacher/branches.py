@@ -1,6 +1,6 @@
 """Branch sets: what is attached to a teacher's boundaries and gives the logits of branches."""
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -44,15 +44,15 @@ class Branch(nn.Module):
 
     def __init__(self, teacher: Boundary, student: Boundary, tail: Tail, act: str) -> None:
         super().__init__()
-        self.source, self.target = teacher, student.name
+        self.source, self.student, self.target = teacher, replace(student, cut=None), student.name
         self.transform = Transform(teacher.layouts[0].channels, teacher.size, student.layouts, act)
         self.tail = tail
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.tail(*self.transform(x))
 
-    def extra_repr(self) -> str:
-        return f'{self.source.name} -> {self.target}'
+    def __str__(self) -> str:
+        return f'{self.transform} -> tail of {type(self.tail.model).__name__}'
 
 
 class BranchSet(nn.Module):
@@ -109,8 +109,7 @@ class StudentBranches(BranchSet):
         return BranchOutput(logits)
 
     def describe(self) -> list[str]:
-        return [f'{name}: {branch.transform} -> tail of {type(branch.tail.model).__name__}'
-                for name, branch in zip(self.names, self.branches, strict=True)]
+        return [f'{name}: {branch}' for name, branch in zip(self.names, self.branches, strict=True)]
 
 
 def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | str] | None, act: str) -> list[Branch]:

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from .checks import check_model
+from .checks import check_model, check_size
 from .errors import SFTeacherError
 from .methods import Method, get_method
 from .stages import Size, default_input_size
@@ -53,6 +53,8 @@ def wrap(
         ```
     """
     config = get_method(method)
+    if input_size is not None:
+        input_size = check_size(input_size)
     teacher_kwargs, student_kwargs = dict(teacher_kwargs or {}), dict(student_kwargs or {})
     if isinstance(teacher, str):
         teacher_kwargs = {'pretrained': pretrained, **teacher_kwargs}
@@ -65,15 +67,15 @@ def wrap(
         raise SFTeacherError(f'teacher {type(teacher).__name__} has {teacher.num_classes} classes, not '
                              f'num_classes={num_classes}: build it with num_classes={num_classes}')
     num_classes = getattr(teacher, 'num_classes', num_classes)
-    input_size = tuple(input_size or default_input_size(teacher, teacher_kwargs))
+    size = check_size(input_size or default_input_size(teacher, teacher_kwargs))
     if students is None:
         students = []
     students = [students] if isinstance(students, str | nn.Module) else list(students)
-    student_kwargs = {'in_chans': input_size[0], **student_kwargs} if input_size[0] != 3 else student_kwargs
+    student_kwargs = {'in_chans': size[0], **student_kwargs} if size[0] != 3 else student_kwargs
     with torch.random.fork_rng(devices=[]):
-        built = [create_model(s, 'student', num_classes, input_size, student_kwargs) if isinstance(s, str) else s
+        built = [create_model(s, 'student', num_classes, size, student_kwargs) if isinstance(s, str) else s
                  for s in students]
-    task = StudentFriendlyTask(teacher, None, built, config, boundaries, input_size)
+    task = StudentFriendlyTask(teacher, None, built, config, boundaries, size)
     task.student_names = [s if isinstance(s, str) else type(s).__name__ for s in students]
     return task
 

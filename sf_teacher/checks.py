@@ -1,4 +1,6 @@
 """Checks of what a user passes in, made before anything is built or trained."""
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -34,6 +36,14 @@ def check_model(model: nn.Module, role: str) -> None:
         raise SFTeacherError(f'{what} has no parameters to train')
 
 
+def check_size(input_size: Sequence[int]) -> tuple[int, int, int]:
+    """An image size (C, H, W), or an error that says what it is not."""
+    size = tuple(input_size) if isinstance(input_size, Sequence) else ()
+    if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise SFTeacherError(f'input_size must be (channels, height, width), three integers > 0; got {input_size!r}')
+    return size[0], size[1], size[2]
+
+
 def check_batch(images: torch.Tensor, input_size: tuple[int, int, int]) -> None:
     """Refuse what is no batch of images with the right number of channels."""
     if images.ndim != 4 or images.shape[1] != input_size[0] or not len(images):
@@ -47,6 +57,6 @@ def check_target(target: torch.Tensor, batch: int, num_classes: int) -> None:
             raise SFTeacherError(f'soft targets must be [B, K] = [{batch}, {num_classes}]; got {tuple(target.shape)}')
     elif tuple(target.shape) != (batch,):
         raise SFTeacherError(f'labels must be [B] = [{batch}]; got {tuple(target.shape)}')
-    elif not (int(target.min()) >= 0 and int(target.max()) < num_classes):
+    elif not target.is_meta and not (int(target.min()) >= 0 and int(target.max()) < num_classes):
         raise SFTeacherError(f'labels must lie in 0..{num_classes - 1}; got {int(target.min())}..{int(target.max())}. '
                              f'Is the teacher built with the right num_classes?')

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='sf-teacher', description='Teachers from which students learn more.')
     parser.add_argument('--version', action='version', version=f'sf_teacher {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (*cli_train.COMMANDS, _add_export, _add_verify):
+    for add in (_add_inspect, *cli_train.COMMANDS, _add_export, _add_verify):
         add(commands)
     args = parser.parse_args(argv)
     try:
@@ -28,6 +28,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'sf-teacher: {e}', file=sys.stderr)
         return 1
     return 0
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser('inspect', help='what would be attached where, and what it would cost')
+    parser.add_argument('teacher', help="timm's name of an architecture")
+    parser.add_argument('students', nargs='*', metavar='student')
+    parser.add_argument('--method', default='sftn', help='default %(default)s')
+    parser.add_argument('--num-classes', type=int, metavar='N', help="default: the architecture's own")
+    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'))
+    parser.add_argument('--boundary', action='append', metavar='TEACHER[:STUDENT]',
+                        help='attach a branch here: feature index or module path; repeat for more')
+    parser.add_argument('--json', action='store_true', help='print the description as JSON')
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from .inspection import inspect, render
+
+    def key(text: str) -> int | str:
+        return int(text) if text.isdigit() else text
+
+    pairs = [tuple(map(key, b.split(':', 1))) for b in args.boundary or ()]
+    boundaries: Any = [p if len(p) == 2 else p[0] for p in pairs] or None
+    result = inspect(args.teacher, args.students, method=args.method, num_classes=args.num_classes,
+                     boundaries=boundaries, input_size=args.input_size)
+    print(json.dumps(result, indent=2) if args.json else render(result))
 
 
 def _add_export(commands: Any) -> None:

@@ -58,19 +58,18 @@ def joint_loss(
     """
     teacher_ce = criterion(teacher, target)
     terms = {'teacher_ce': teacher_ce}
-    loss: torch.Tensor | float = method.teacher_weight * teacher_ce if method.teacher_weight else 0.
+    loss = method.teacher_weight * teacher_ce if method.teacher_weight else torch.zeros_like(teacher_ce)
     if branches:
         reference = teacher.detach() if method.detach_teacher_logits else teacher
-        reduce = _mean if method.reduction == 'mean' else sum
         if method.ce_weight:
             ce = {name: criterion(z, target) for name, z in branches.items()}
-            terms['branch_ce'] = reduce(ce.values())
+            terms['branch_ce'] = _reduced(list(ce.values()), method.reduction)
             loss = loss + method.ce_weight * terms['branch_ce']
             terms |= {f'branch_ce/{name}': value.detach() for name, value in ce.items()}
         if method.kl_weight:
             kl = {name: kl_divergence(reference, z, method.temperature, method.kl_direction)
                   for name, z in branches.items()}
-            terms['branch_kl'] = reduce(kl.values())
+            terms['branch_kl'] = _reduced(list(kl.values()), method.reduction)
             loss = loss + method.kl_weight * terms['branch_kl']
             terms |= {f'branch_kl/{name}': value.detach() for name, value in kl.items()}
     for value in extra.values():
@@ -78,5 +77,8 @@ def joint_loss(
     return {'loss': loss, **terms, **extra}
 
 
-def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    return sum(values) / len(values)
+def _reduced(values: Sequence[torch.Tensor], reduction: str) -> torch.Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total / len(values) if reduction == 'mean' else total

@@ -54,7 +54,7 @@ def feature_name(model: nn.Module, index: int) -> str:
 
 
 def forward_with_maps(
-        model: nn.Module,
+        model: Any,
         boundaries: Sequence[Boundary],
         x: torch.Tensor,
 ) -> tuple[Any, list[torch.Tensor]]:
@@ -92,7 +92,7 @@ def _run_hooked(model: nn.Module, names: Sequence[str], x: torch.Tensor) -> tupl
     return {name: tensors(outputs[0])[0] for name, outputs in got.items()}, logits
 
 
-def _features(model: nn.Module, names: Sequence[str] | None, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+def _features(model: Any, names: Sequence[str] | None, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
     """Logits, and all of timm's maps or the raw outputs of the modules named."""
     if names is None:
         final, maps = model.forward_intermediates(x, stop_early=False, output_fmt='NCHW')
@@ -235,8 +235,9 @@ def _find_cut(model: nn.Module, index: int, match: dict[str, Layout], trace: Tra
 
 def _measured(boundary: Boundary, trace: Trace, known: dict[str, Layout]) -> Boundary:
     cut = boundary.cut
+    assert cut is not None
     layouts: list[Layout] = []
-    for name in cut.modules if cut else ():
+    for name in cut.modules:
         raws = cut.features(trace.calls[name][0])
         where = f'{name!r} of {type(trace.model).__name__}'
         layouts += [known[name]] if name in known and len(raws) == 1 else \

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .branches import BranchOutput, BranchSet, Plan
-from .checks import check_batch, check_model, check_target
+from .checks import check_batch, check_model, check_size, check_target
 from .errors import SFTeacherError
 from .losses import joint_loss
 from .methods import Method, get_method, options
@@ -105,12 +105,12 @@ class StudentFriendlyTask(TrainingTask):
         for student in students:
             check_model(student, 'student')
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
-        self.input_size = input_size = tuple(input_size or default_input_size(model))
+        self.input_size = check_size(input_size or default_input_size(model))
         with torch.random.fork_rng(devices=[]):     # branches leave the training's random numbers alone
-            plan = _plan(model, students, boundaries, input_size)
+            plan = _plan(model, students, boundaries, self.input_size)
             branches = self.method.build(plan).to(self.device, self.dtype)
         self.num_classes, self.student_names = plan.num_classes, [type(s).__name__ for s in students]
-        self.trainable_module = BranchedTeacher(model, branches, self.method.uses_branches)
+        self.trainable_module: Any = BranchedTeacher(model, branches, self.method.uses_branches)
         self._checked = False
 
     @property
@@ -214,11 +214,17 @@ class StudentFriendlyTask(TrainingTask):
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+    def compile(    # type: ignore[override]  # as timm's tasks
+            self,
+            backend: str = 'inductor',
+            mode: str | None = None,
+            **compile_kwargs: Any,
+    ) -> nn.Module:
         """Compile teacher and branches for training, and the plain teacher for evaluation."""
-        self.eval_model = torch.compile(self.teacher, backend=backend, mode=mode, **compile_kwargs)
+        compiled: Any = torch.compile(self.teacher, backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = compiled
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        return self.eval_model
+        return compiled
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The plain teacher (compiled if the task is), or its EMA."""
@@ -293,7 +299,7 @@ def _plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries 
     return Plan(found, chosen, students, [modules or None for _ in students], input_size, logits.shape[-1])
 
 
-def _classifier_parameters(module: nn.Module) -> list[nn.Parameter]:
+def _classifier_parameters(module: Any) -> list[nn.Parameter]:
     if not hasattr(module, 'get_classifier'):
         return []
     heads = module.get_classifier()

@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import BoundaryError, SFTeacherError
 
+Model = TypeVar('Model', bound=nn.Module)
 
-def twin(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
+
+def twin(model: Model, weights: dict[str, torch.Tensor] | None = None) -> Model:
     """A copy of a model's modules, in eval mode and without forward hooks, that holds `weights` or shares the model's.
 
     Whatever is tried on the twin (hooks, caches that a forward fills) leaves no trace on the model.
@@ -92,7 +94,8 @@ def calibrate(copied: nn.Module, images: torch.Tensor) -> None:
     """Give a twin's batch norms the statistics of `images`, without which a deep fresh model drowns its input."""
     norms = [m for m in copied.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for m in norms:
-        m.running_mean, m.running_var = m.running_mean.clone(), m.running_var.clone()
+        for name in ('running_mean', 'running_var'):
+            setattr(m, name, getattr(m, name).clone())
         m.training, m.momentum = True, 1.
     with torch.no_grad():
         copied(images)
@@ -125,7 +128,7 @@ class Trace:
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int], cuts: Iterable[str]) -> None:
-        self.model, self.input_size = model, tuple(input_size)
+        self.model, self.input_size = model, input_size
         self.calls: dict[str, list[Call]] = defaultdict(list)
         cuts = set(cuts)
 
@@ -142,7 +145,8 @@ class Trace:
         self._names = {id(p): name for name, p in copied.named_parameters()}
         with torch.enable_grad(), hooked(copied, record):
             logits = copied(x)
-        self._image = x.view_as(x).grad_fn.next_functions[0][0]
+        above: Any = x.view_as(x).grad_fn
+        self._image = above.next_functions[0][0]
         self.logits = tensors(logits)
         self._roots = [t.grad_fn for t in self.logits if t.grad_fn is not None]
         users: dict[Any, list[Any]] = defaultdict(list)

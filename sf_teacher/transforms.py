@@ -52,7 +52,7 @@ class _FeatureTransform(nn.Module):
         (h, w), (out_h, out_w) = in_size, layout.size
         self.resize = False
         if (h, w) == (out_h, out_w):
-            self.proj: nn.Module = nn.Conv2d(in_channels, layout.channels, 1, bias=False)
+            self.proj: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(in_channels, layout.channels, 1, bias=False)
         elif ((h + 1) // 2, (w + 1) // 2) == (out_h, out_w):
             self.proj = nn.Conv2d(in_channels, layout.channels, 3, stride=2, padding=1, bias=False)
         elif (h * 2, w * 2) == (out_h, out_w):

@@ -169,6 +169,7 @@ REFUSED = {
                    "could not build the teacher 'test_resnet' with .*depth"),
     'kwargs for a module': (lambda: sf_teacher.wrap(net(), 'test_resnet', pretrained=True), 'given by name'),
     'missing folder': (lambda: sf_teacher.wrap('local-dir:/nowhere', 'test_resnet'), 'could not build the teacher'),
+    'input size': (lambda: sf_teacher.wrap(net(), net(), input_size=(32, 32)), r'three integers > 0; got \(32, 32\)'),
     'not a model': (lambda: sf_teacher.wrap(3, 'test_resnet'), 'teacher must be a timm name or a torch.nn.Module'),
     'no student': (lambda: sf_teacher.wrap(net(), input_size=SIZE), 'SFTN needs a student'),
     'empty students': (lambda: sf_teacher.wrap(net(), [], input_size=SIZE), 'SFTN needs a student'),
@@ -293,7 +294,7 @@ def test_images_of_another_size_where_a_model_is_fixed():
 def test_one_image_of_one_pixel_maps():
     """Batch norm needs more than one value a channel: said so, by name."""
     task = sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(4, 4)])
-    with pytest.raises(SFTeacherError, match='batch size 1 .* 1x1'):
+    with pytest.raises(SFTeacherError, match=r'batch size 1 .* 1x1'):
         task.train()(torch.zeros(1, *SIZE), torch.tensor([0]))
 
 

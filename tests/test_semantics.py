@@ -1,0 +1,55 @@
+"""Compilation, as teacher and as student; and the public names."""
+import pytest
+import timm
+import torch
+
+import sf_teacher
+
+FAMILIES = ['test_resnet', 'deit_tiny_patch16_224', 'test_convnext', 'mobilenetv3_small_050',
+            'swin_tiny_patch4_window7_224']
+
+
+def build(name, size):
+    kwargs = {'img_size': size} if 'patch' in name else {}
+    return timm.create_model(name, num_classes=10, **kwargs)
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_no_graph_breaks(name, role):
+    models = [build(name, 64), build('test_resnet', 64)]
+    teacher, student = models if role == 'teacher' else models[::-1]
+    task = sf_teacher.wrap(teacher, student, input_size=(3, 64, 64)).eval()
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
+    expected = task(images, labels)['loss']
+    torch._dynamo.reset()
+    task.compile(backend='aot_eager', fullgraph=True)
+    losses = task(images, labels)
+    torch.testing.assert_close(losses['loss'], expected)
+    losses['loss'].backward()
+    assert all(p.grad is not None for p in task.branches.parameters())
+
+
+def test_inductor_gives_the_same_loss_and_gradients():
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        task = sf_teacher.wrap('test_resnet', 'test_resnet', num_classes=10, input_size=(3, 64, 64),
+                               boundaries=[(3, 3)])
+        if compiled:
+            torch._dynamo.reset()
+            task.compile(backend='inductor', fullgraph=True)
+        task(images, labels)['loss'].backward()
+        gradients.append([p.grad for p in task.teacher.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_public_names():
+    assert {'wrap', 'export', 'verify', 'SFTN', 'Method', 'StudentFriendlyTask', 'SFTeacherError',
+            'BoundaryError'} <= set(sf_teacher.__all__)
+    assert len(sf_teacher.__all__) <= 12
+    for name in sf_teacher.__all__:
+        assert name == '__version__' or getattr(sf_teacher, name).__doc__
