@@ -32,6 +32,7 @@ from torchdistill.models.registry import (
 from sf_teacher import SFTeacherError
 from sf_teacher.methods import METHODS, SFTN
 
+from ._simplifier import Teacher4StudentFriendlyKD
 from ._timm import build_model, build_teacher
 from ._torchdistill import MethodLoss, Teacher4Method
 
@@ -138,5 +139,6 @@ _register(MODEL_DICT, register_model,
           [('sf_teacher.timm_teacher', timm_teacher), ('sf_teacher.timm_model', timm_model)])
 _register(FORWARD_PROC_FUNC_DICT, register_forward_proc_func, [('sf_teacher.skip_forward', skip_forward)])
 _register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper,
-          _for_every_method(Teacher4Method, 'Teacher4', ''))
+          [*_for_every_method(Teacher4Method, 'Teacher4', ''),
+           ('Teacher4StudentFriendlyKD', Teacher4StudentFriendlyKD)])
 _register(MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss, _for_every_method(MethodLoss, '', 'Loss'))

@@ -3,6 +3,7 @@ from .build import wrap
 from .errors import BoundaryError, SFTeacherError
 from .export import export
 from .methods import SFTN, TESKD, Method
+from .simplifier import StudentFriendlyKDTask
 from .task import StudentFriendlyTask
 from .verify import verify
 from .version import __version__
@@ -13,6 +14,7 @@ __all__ = [
     'BoundaryError',
     'Method',
     'SFTeacherError',
+    'StudentFriendlyKDTask',
     'StudentFriendlyTask',
     '__version__',
     'export',

@@ -173,7 +173,7 @@ class StudentRun(DataConfig, TrainConfig):
     """`sf-teacher distill`: a student from an exported teacher, or, without one, alone."""
     teacher: str = option('', 'exported folder of the teacher (none: the student learns alone)')
     student: str = option('', 'timm name of the student')
-    kd: str = option('plain', 'distillation')
+    kd: str = option('plain', "distillation: plain, or student_friendly (a simplifier of the teacher's logits)")
     kd_temperature: float = option(4., 'temperature of the softened predictions', above=0, high=100)
     task_loss_weight: float = option(0.1, 'weight of the cross entropy', low=0)
     distill_loss_weight: float = option(0.9, 'weight of the distillation loss', low=0)

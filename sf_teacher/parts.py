@@ -49,9 +49,11 @@ def evaluate(
 
 
 def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of this name, over what the task trains."""
+    """timm's optimizer of this name, over what the task trains, in the task's own groups if it has any."""
+    groups = getattr(task, 'parameter_groups', None)
+    parameters = trainable(task) if groups is None else groups(config.lr, config.weight_decay)
     try:
-        return create_optimizer_v2(trainable(task), **optimizer_kwargs(config))
+        return create_optimizer_v2(parameters, **optimizer_kwargs(config))
     except ValueError as error:
         close = difflib.get_close_matches(config.opt.lower(), [str(name) for name in list_optimizers()], 3)
         raise SFTeacherError(f'timm has no optimizer {config.opt!r}' + (f'; like it: {", ".join(close)}' if close else

@@ -21,6 +21,7 @@ from .errors import SFTeacherError
 from .guard import World
 from .methods import METHODS, Method, get_method
 from .parts import criterion
+from .simplifier import StudentFriendlyKDTask
 
 RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)
@@ -149,7 +150,20 @@ def _plain(student: nn.Module, teacher: nn.Module, loss: nn.Module, config: Stud
         task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, device=device, verbose=False)
 
 
-KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.device], TrainingTask]] = {'plain': _plain}
+def _student_friendly(
+        student: nn.Module,
+        teacher: nn.Module,
+        loss: nn.Module,
+        config: StudentRun,
+        device: torch.device,
+) -> TrainingTask:
+    return StudentFriendlyKDTask(
+        student, teacher, criterion=loss, distill_loss_weight=config.distill_loss_weight,
+        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, device=device, verbose=False)
+
+
+KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.device], TrainingTask]] = {
+    'plain': _plain, 'student_friendly': _student_friendly}
 
 
 def _plan(

@@ -79,18 +79,20 @@ class FeaturePyramid(BranchSet):
     def __init__(self, plan: Plan, width: int | None = 128, feature_weight: float = 1e-7) -> None:
         super().__init__()
         if plan.students:
-            names = ', '.join(type(s).__name__ for s in plan.students)
-            raise SFTeacherError(f'TESKD makes its students itself and takes none, got {names}: leave students out, '
+            given = ', '.join(type(s).__name__ for s in plan.students)
+            raise SFTeacherError(f'TESKD makes its students itself and takes none, got {given}: leave students out, '
                                  f'wrap(teacher, method="teskd"), or choose a method that trains with them, e.g. sftn')
         self.boundaries = list(plan.chosen) if plan.chosen is not None else pyramid_boundaries(plan.teacher)
         if len(self.boundaries) < 2:
-            names = ', '.join(b.name for b in self.boundaries) or 'none'
-            raise SFTeacherError(f'TESKD needs at least 2 stages of the teacher and has {names}: name more in '
+            given = ', '.join(b.name for b in self.boundaries) or 'none'
+            raise SFTeacherError(f'TESKD needs at least 2 stages of the teacher and has {given}: name more in '
                                  f'`boundaries`, or choose a teacher with more stages')
         sizes = [b.size for b in self.boundaries]
         channels = [b.layouts[0].channels for b in self.boundaries]
         self.width, self.channels, self.feature_weight = width or channels[-1], channels[-1], feature_weight
-        self.names = [b.name for b in self.boundaries[:-1]]
+        names = [b.name for b in self.boundaries]      # not unique where one module has several streams
+        self.names = [name if names.count(name) == 1 else f'{name}[{b.index}]'
+                      for name, b in zip(names, self.boundaries, strict=True)][:-1]
         self.strides = [max(round(a[0] / sizes[-1][0]), 1) for a in sizes[:-1]]
         self.laterals = nn.ModuleList(_conv_norm_act(c, self.width) for c in channels)
         self.ups = nn.ModuleList(_conv_norm_act(self.width, self.width) for _ in self.names)

@@ -233,7 +233,7 @@ def check_family(module):
     check_step(task, size)
 
 
-@pytest.mark.parametrize('module', SHARE)
+@pytest.mark.parametrize('module', sorted({*SHARE, 'coat', 'crossvit'}))     # these two have several streams
 def test_share(module):
     check_family(module)
 
