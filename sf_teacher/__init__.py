@@ -2,13 +2,14 @@
 from .build import wrap
 from .errors import BoundaryError, SFTeacherError
 from .export import export
-from .methods import SFTN, TESKD, Method
+from .methods import GTN, SFTN, TESKD, Method
 from .simplifier import StudentFriendlyKDTask
 from .task import StudentFriendlyTask
 from .verify import verify
 from .version import __version__
 
 __all__ = [
+    'GTN',
     'SFTN',
     'TESKD',
     'BoundaryError',

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from .branches import BranchSet, Plan, StudentBranches
 from .errors import SFTeacherError
+from .pool import SampledPool
 from .pyramid import FeaturePyramid
 
 KL_DIRECTIONS = ('teacher||branch', 'branch||teacher')
@@ -121,7 +122,46 @@ class TESKD(Method):
         return FeaturePyramid(plan, width=self.width, feature_weight=self.feature_weight)
 
 
-METHODS: dict[str, type[Method]] = {'sftn': SFTN, 'teskd': TESKD}
+@dataclass(frozen=True)
+class GTN(Method):
+    """Generic Teacher Network (Binici, Wu and Mitra, BMVC 2024, arXiv 2407.16040), after the abstract: one teacher for
+    every student of a pool, which is a weight-sharing supernet; the teacher is conditioned on students sampled from it.
+
+    Everything else is ours: how students share, see `SampledPool`; that one student is sampled a step; that the loss is
+    SFTN's on the sampled path, with SFTN's settings.
+
+    Args:
+        sampler: ``"uniform"``, or ``"learned"``: a trained distribution, estimator and loss ours.
+        seed: Of the sequence of paths.
+        path_weight: Weight of the learned sampler's loss.
+        entropy_weight: Weight of its distance from the uniform distribution, which holds up a collapse on one student.
+        require_sharing: Refuse a pool in which some student shares weights with no other.
+        detach_features: As in SFTN.
+        transform_act: See `Transform`.
+    """
+    kl_weight: float = 3.
+    sampler: str = 'uniform'
+    seed: int = 0
+    path_weight: float = 1.
+    entropy_weight: float = 0.1
+    require_sharing: bool = False
+    detach_features: bool = False
+    transform_act: str = 'auto'
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.sampler in ('uniform', 'learned'), 'sampler', "'uniform' or 'learned'")
+        self._require(type(self.seed) is int, 'seed', 'a whole number')
+        for name in ('path_weight', 'entropy_weight'):
+            self._require(_number(getattr(self, name)) and getattr(self, name) >= 0, name, 'a finite number >= 0')
+        self._require(self.transform_act in ('auto', 'relu', 'none'), 'transform_act', "'auto', 'relu' or 'none'")
+
+    def build(self, plan: Plan) -> BranchSet:
+        return SampledPool(plan, self.sampler, self.seed, self.path_weight, self.entropy_weight, self.require_sharing,
+                           act=self.transform_act, detach=self.detach_features)
+
+
+METHODS: dict[str, type[Method]] = {'sftn': SFTN, 'teskd': TESKD, 'gtn': GTN}
 
 
 def get_method(method: str | Method) -> Method:

@@ -485,7 +485,7 @@ class TestExamples:
         'digits/sftn/test_resnet.yaml', 'digits/sftn/test_efficientnet_from_test_resnet.yaml',
         'digits/sftn/resnet34.yaml', 'digits/kd/resnet18_from_resnet34.yaml',
         'digits/kd/resnet18_from_resnet34-eval_mode.yaml', 'digits/teskd/test_resnet.yaml',
-        'digits/student_friendly_kd/resnet18_from_resnet34.yaml'])
+        'digits/gtn/test_resnet.yaml', 'digits/student_friendly_kd/resnet18_from_resnet34.yaml'])
     def test_digits_run_as_they_stand(self, in_work, monkeypatch, caplog, name):
         with caplog.at_level(logging.INFO):
             run_script(monkeypatch, 'run', '--config', EXAMPLES / name, '--device', 'cpu', '--seed', 0, '-log_config')

@@ -31,7 +31,7 @@ def quick_check(monkeypatch):
     """Check exports in this process: a fresh one costs seconds, and the tests of export pay for it."""
     def run(folder, tolerance, factory=None, threads=None):
         return reload.report(folder, tolerance, factory)
-    monkeypatch.setattr(sys.modules['sf_teacher.export'], 'run_check', run)     # the package has a function of this name
+    monkeypatch.setattr(sys.modules['sf_teacher.export'], 'run_check', run)     # also a function
 
 
 def jitter(model, seed=1):

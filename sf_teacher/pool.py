@@ -1,0 +1,321 @@
+"""GTN's branches: a pool of students, families of which share one bank of weights; one student is run a step."""
+import contextlib
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .branches import Branch, BranchOutput, BranchSet, Plan, StudentBranches
+from .errors import SFTeacherError
+from .losses import kl_divergence
+
+FUSED = {'qkv': 3, 'kv': 2}     # layers whose outputs are several parts, each of which is sliced
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Loan:
+    """A parameter that a branch borrows from its bank: a leading slice of a tensor, part by part.
+
+    Args:
+        key: Name in the bank.
+        shape: The student's own shape.
+        parts: Equal parts of the first dimension that are sliced each for itself.
+        fixed: Dimensions in which members of a family must agree: a slice would be a corner of a kernel or of a grid.
+        places: (module, attribute) in the branch; several for a weight that the student itself shares.
+    """
+    key: str
+    shape: Shape
+    parts: int
+    fixed: tuple[int, ...]
+    places: tuple[tuple[str, str], ...]
+
+    def fits(self, other: 'Loan') -> bool:
+        """Whether both can be slices of one tensor."""
+        return len(self.shape) == len(other.shape) and self.parts == other.parts and self.fixed == other.fixed and all(
+            self.shape[d] == other.shape[d] for d in self.fixed)
+
+    def slice(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The student's view of a bank's tensor; the tensor itself where it is all of it."""
+        if tuple(tensor.shape) == self.shape:
+            return tensor
+        if self.parts == 1:
+            return tensor[tuple(slice(n) for n in self.shape)]
+        split = tensor.unflatten(0, (self.parts, -1))
+        inner = (slice(None), slice(self.shape[0] // self.parts), *(slice(n) for n in self.shape[1:]))
+        return split[inner].flatten(0, 1)
+
+    def write(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Write the student's weight to its place in a bank's tensor."""
+        split = tensor.view(self.parts, -1, *tensor.shape[1:])
+        own = value.reshape(self.parts, -1, *value.shape[1:])
+        split[tuple(slice(n) for n in own.shape)] = own
+
+
+class SampledPool(BranchSet):
+    """GTN: the branches of several students, of which one student's run a step (after the abstract; details ours).
+
+    Students share banks if they have the same block classes and, wherever they have a parameter of the same name, the
+    same kernel sizes. A bank has for every name a tensor of the elementwise largest shape; each student's weight is the
+    leading slice of it, fused qkv weights part by part. Normalisation layers (weights and statistics) and everything
+    that is no slice of a common tensor stay the student's own. There is a bank for each family and teacher boundary, as
+    in SFTN branches have weights of their own; the projections of the transforms are in it too. A bank starts with the
+    weights of its students, the larger ones' over the smaller ones'.
+
+    The path is a function of seed and step, so that it is the same on all ranks and after a resumed run; in eval mode
+    the step does not advance. What is not on the path gets a gradient of zero, as DistributedDataParallel needs it.
+
+    With ``sampler="learned"`` a path is drawn from p = softmax(alpha), and alpha is trained by the score function
+    estimator: the term ``path`` is path_weight * (KL - baseline) * log p(path) with the path's divergence from the
+    teacher and its running mean, both detached, so that paths which suit the teacher become likelier. The term
+    ``path_negentropy`` is entropy_weight * (log M - H(p)): 0 for uniform p and entropy_weight * log M when the
+    distribution has collapsed on one of the M students.
+
+    Args:
+        plan: Teacher boundaries and students.
+        sampler: ``"uniform"`` or ``"learned"``.
+        seed: Of the sequence of paths.
+        path_weight: See above.
+        entropy_weight: See above.
+        require_sharing: Refuse a pool in which some student shares with no other.
+        act: See `Transform`.
+        detach: Whether the branches leave the teacher's features alone.
+    """
+
+    def __init__(
+            self,
+            plan: Plan,
+            sampler: str = 'uniform',
+            seed: int = 0,
+            path_weight: float = 1.,
+            entropy_weight: float = 0.1,
+            require_sharing: bool = False,
+            act: str = 'auto',
+            detach: bool = False,
+    ) -> None:
+        super().__init__()
+        if not plan.students:
+            raise SFTeacherError('GTN needs a pool of students, timm names or modules: wrap(teacher, ["resnet10t", '
+                                 '"resnet18"], method="gtn")')
+        self.seed, self.detach, self.step = seed, detach, 0
+        self.path_weight, self.entropy_weight = path_weight, entropy_weight
+        made = StudentBranches(plan, act=act)
+        self.boundaries = made.boundaries
+        count = iter(zip(made.branches, made.names, made.sources, strict=True))
+        self.students = [type(s).__name__ for s in plan.students]
+        self.members = nn.ModuleList()
+        self.names: list[list[str]] = []
+        self.sources: list[list[int]] = []
+        for members in _by_student(made, len(plan.students)):
+            own = [next(count) for _ in range(members)]
+            self.members.append(nn.ModuleList(branch for branch, _, _ in own))
+            self.names.append([name for _, name, _ in own])
+            self.sources.append([source for _, _, source in own])
+        self.loans = [[_loans(branch) for branch in member] for member in self._members()]
+        self.families = _families([_classes(s) for s in plan.students], self.sources, self.loans)
+        if require_sharing and (alone := [f for f in range(max(self.families) + 1) if self.families.count(f) == 1]):
+            names = ', '.join(f'{self.families.index(f)} ({self.students[self.families.index(f)]})' for f in alone)
+            raise SFTeacherError(f'require_sharing=True, but students {names} can share weights with no other of the '
+                                 f'pool, as block classes or kernel sizes differ: leave them out, or require_sharing')
+        self._excluded = [_excluded(s) for s in plan.students]
+        self.banks = nn.ModuleDict()
+        for family, source in sorted({(f, s) for f, own in zip(self.families, self.sources, strict=True) for s in own}):
+            self.banks[f'{family}-{source}'] = self._bank(family, source)
+        self.alpha = nn.Parameter(torch.zeros(len(self.members))) if sampler == 'learned' else None
+        if self.alpha is not None:
+            self.baseline: torch.Tensor
+            self.register_buffer('baseline', torch.zeros(()))
+
+    def _bank(self, family: int, source: int) -> nn.ParameterDict:
+        """The bank of a family at a boundary, filled with the weights of its members, which no longer own them."""
+        users = [(branch, loans) for m, member in enumerate(self._members()) if self.families[m] == family
+                 for branch, loans, s in zip(member, self.loans[m], self.sources[m], strict=True) if s == source]
+        bank = nn.ParameterDict()
+        for key in dict.fromkeys(loan.key for _, loans in users for loan in loans):
+            parts = [(loan, _take(branch, loan)) for branch, loans in users for loan in loans if loan.key == key]
+            shape = [max(sizes) for sizes in zip(*(loan.shape for loan, _ in parts), strict=True)]
+            whole = next((p for loan, p in parts if loan.shape == tuple(shape) and len(parts) == 1), None)
+            if whole is None:
+                whole = nn.Parameter(parts[0][1].new_zeros(shape), any(p.requires_grad for _, p in parts))
+                with torch.no_grad():
+                    for loan, p in sorted(parts, key=lambda part: part[1].numel()):
+                        loan.write(whole, p)
+            bank[key] = whole
+        return bank
+
+    def probabilities(self) -> torch.Tensor:
+        """The distribution of the path [M]."""
+        return torch.full((len(self.members),), 1 / len(self.members)) if self.alpha is None else self.alpha.softmax(0)
+
+    def path(self) -> int:
+        """The student of this step."""
+        at = random.Random(f'{self.seed}:{self.step}').random()
+        if self.alpha is None:
+            return int(at * len(self.members))
+        total = 0.
+        for index, p in enumerate(self.probabilities().tolist()):
+            total += p
+            if at < total:
+                return index
+        return len(self.members) - 1
+
+    @contextlib.contextmanager
+    def lent(self, member: int, position: int) -> Iterator[Branch]:
+        """A student's branch with its weights from the bank, for the time of the context."""
+        branch: Any = cast(nn.ModuleList, self.members[member])[position]
+        bank: Any = self.banks[f'{self.families[member]}-{self.sources[member][position]}']
+        placed: list[tuple[nn.Module, str]] = []
+        try:
+            for loan in self.loans[member][position]:
+                weight = loan.slice(bank[loan.key])
+                weight = weight if weight is bank[loan.key] else weight.contiguous()
+                for path, name in loan.places:
+                    module = branch.get_submodule(path)
+                    module.__dict__[name] = weight      # goes before the parameter of this name, which is None
+                    placed.append((module, name))
+            yield branch
+        finally:
+            for module, name in placed:
+                module.__dict__.pop(name, None)
+
+    def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
+        member = self.path()
+        if self.training:
+            self.step += 1
+        maps = [m.detach() for m in maps] if self.detach else maps
+        logits: dict[str, torch.Tensor] = {}
+        for position, (name, source) in enumerate(zip(self.names[member], self.sources[member], strict=True)):
+            with self.lent(member, position) as branch:
+                logits[name] = branch(maps[source])
+        terms = self._terms(member, logits, teacher_logits) if self.alpha is not None else {}
+        if self.training and (idle := self._idle(member)):
+            first = next(iter(logits))
+            logits[first] = logits[first] + 0. * torch.stack([p[(0,) * p.ndim] for p in idle]).sum()
+        return BranchOutput(logits, terms)
+
+    def _terms(self, member: int, logits: dict[str, torch.Tensor], teacher: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            cost = torch.stack([kl_divergence(teacher, z) for z in logits.values()]).mean()
+            advantage = cost - self.baseline if self.step > 1 else torch.zeros_like(cost)
+            if self.training:
+                self.baseline.copy_(cost if self.step <= 1 else 0.9 * self.baseline + 0.1 * cost)
+        p = self.probabilities()
+        log_p = p.log()
+        return {'path': self.path_weight * advantage * log_p[member],
+                'path_negentropy': self.entropy_weight * (math.log(len(p)) + (p * log_p).sum())}
+
+    def _idle(self, member: int) -> list[nn.Parameter]:
+        """Parameters that are not on the path."""
+        used = {id(self.alpha)} | {id(p) for p in self.members[member].parameters()}
+        for position, source in enumerate(self.sources[member]):
+            bank: Any = self.banks[f'{self.families[member]}-{source}']
+            used |= {id(bank[loan.key]) for loan in self.loans[member][position]}
+        return [p for p in self.parameters() if id(p) not in used and p.requires_grad]
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.step)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.step = int(state)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Tensors of the banks that a student excludes from weight decay."""
+        return {f'banks.{self.families[m]}-{source}.{loan.key}' for m, excluded in enumerate(self._excluded)
+                for source, loans in zip(self.sources[m], self.loans[m], strict=True) for loan in loans
+                if loan.key.replace('/', '.').removeprefix('tail.model.') in excluded}
+
+    def describe(self) -> list[str]:
+        lines = []
+        for m, member in enumerate(self._members()):
+            lines.append(f'student {m}, {self.students[m]}, in family {self.families[m]} of '
+                         f'{self.families.count(self.families[m])}, one path of {len(self.members)}:')
+            lines += [f'  {name}: {branch.transform} -> tail of {self.students[m]}'
+                      for name, branch in zip(self.names[m], member, strict=True)]
+        return lines
+
+    def _members(self) -> list[Any]:
+        return list(self.members)
+
+
+def _by_student(made: StudentBranches, students: int) -> list[int]:
+    """How many branches each student has."""
+    if students == 1:
+        return [len(made.names)]
+    return [sum(name.startswith(f'{i}.') for name in made.names) for i in range(students)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return 'norm' in type(module).__name__.lower()
+
+
+def _classes(student: nn.Module) -> frozenset[str]:
+    """The block classes of a student: all classes of modules with submodules, other than PyTorch's own containers."""
+    return frozenset(f'{type(m).__module__}.{type(m).__qualname__}' for m in student.modules()
+                     if any(True for _ in m.children()) and not type(m).__module__.startswith('torch.nn'))
+
+
+def _loans(branch: Branch) -> list[Loan]:
+    """What a branch takes from a bank: every parameter but those of normalisation layers and of prefix tokens."""
+    modules = dict(branch.named_modules())
+    places: dict[int, list[str]] = {}
+    for name, p in branch.named_parameters(remove_duplicate=False):
+        places.setdefault(id(p), []).append(name)
+    loans = []
+    for name, p in branch.named_parameters():
+        owner = name.rpartition('.')[0]
+        module = modules[owner]
+        if _is_norm(module) or (name.startswith('transform.') and '.proj.' not in name):
+            continue
+        spatial = tuple(range(2, p.ndim))
+        if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            spatial = tuple(range(p.ndim - 1))      # grids, tables, tokens: only the channels at the end are sliced
+        pairs = tuple((n.rpartition('.')[0], n.rpartition('.')[2]) for n in places[id(p)])
+        fused = FUSED.get(owner.rpartition('.')[2], 1)
+        key = name.replace('.', '/')
+        if name.startswith('transform.'):       # students may need other kernels there, and share the tail all the same
+            key += '@' + 'x'.join(map(str, p.shape[2:]))
+        loans.append(Loan(key, tuple(p.shape), fused, spatial, pairs))
+    return loans
+
+
+def _families(
+        classes: Sequence[frozenset[str]],
+        sources: Sequence[Sequence[int]],
+        loans: Sequence[Sequence[Sequence[Loan]]],
+) -> list[int]:
+    """The family of each student: the first whose members have the same classes and fitting weights, or a new one."""
+    families: list[int] = []
+    for m in range(len(classes)):
+        mine = {(s, loan.key): loan for s, own in zip(sources[m], loans[m], strict=True) for loan in own}
+        for family in range(max(families, default=-1) + 1):
+            others = [o for o in range(m) if families[o] == family]
+            theirs = [((s, loan.key), loan) for o in others for s, own in zip(sources[o], loans[o], strict=True)
+                      for loan in own]
+            if classes[others[0]] == classes[m] and all(k not in mine or mine[k].fits(loan) for k, loan in theirs) \
+                    and any(k in mine for k, _ in theirs):
+                families.append(family)
+                break
+        else:
+            families.append(max(families, default=-1) + 1)
+    return families
+
+
+def _take(branch: Branch, loan: Loan) -> nn.Parameter:
+    """Take a parameter out of a branch; its name stays registered, with None."""
+    path, name = loan.places[0]
+    p = branch.get_submodule(path)._parameters[name]
+    for path, name in loan.places:
+        branch.get_submodule(path)._parameters[name] = None
+    assert p is not None
+    return p
+
+
+def _excluded(student: nn.Module) -> set[str]:
+    """Names of a student's parameters that it excludes from weight decay."""
+    return {f'{path}.{name}' if path else name for path, m in student.named_modules()
+            if hasattr(m, 'no_weight_decay') for name in m.no_weight_decay()}
