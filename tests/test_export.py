@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def quick(monkeypatch):
     def run(folder, tolerance, factory=None, threads=None):
         return reload.report(folder, tolerance, factory)
     for module in ('export', 'verify'):
-        monkeypatch.setattr(f'sf_teacher.{module}.run_check', run)
+        monkeypatch.setattr(sys.modules[f'sf_teacher.{module}'], 'run_check', run)     # functions have these names too
 
 
 @pytest.fixture(scope='module')
