@@ -6,6 +6,7 @@ to the batch; the boundary answers with the feature that the caller passes in.
 """
 import copy
 import functools
+from collections.abc import Set
 from contextlib import suppress
 from typing import Any
 
@@ -45,11 +46,11 @@ class Tail(nn.Module):
         weights = [t for name in prefix for t in (*_at(model, name).parameters(), *_at(model, name).buffers())]
         self.model = copy.deepcopy(model, {id(t): t for t in weights})
         drop_hooks(self.model)
-        for name in prefix:
-            _empty(_at(self.model, name), trace.calls[name][-1], self._slot, trace)
         self.features: list[tuple[str, int]] = []   # module and position among the tensors it returns
+        for name in prefix:
+            _stub(_at(self.model, name), name, trace.calls[name][-1], trace, self)
         for name in cut.modules:
-            _tap(_at(self.model, name), name, trace.calls[name][0], cut, self)
+            _stub(_at(self.model, name), name, trace.calls[name][0], trace, self, cut.nodes)
         self._slot.rows = cut.features(trace.calls[cut.modules[0]][0])[0].shape[0]
         _drop_unreached(self.model, cut, trace)
         self.untrained = sorted(set(model.state_dict()) - set(self.model.state_dict()))    # the student's other keys
@@ -203,35 +204,24 @@ def _clear(module: nn.Module) -> None:
         registry.clear()
 
 
-def _empty(module: nn.Module, call: Call, slot: _Slot, trace: Trace) -> None:
-    on_image = trace.depends_on_image(call)
+def _stub(module: nn.Module, name: str, call: Call, trace: Trace, tail: Tail, features: Set[Any] = frozenset()) -> None:
+    """Empty a module and let it answer as it did: tensors whose nodes are `features` with the caller's, those that came
+    from the image with blanks, all others (patch positions) with their values."""
     _clear(module)
-
-    def stand_in(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        if on_image:
-            return _Blank(leaf)
-        name = f'constant{len(module._buffers)}'
-        module.register_buffer(name, leaf.clone(), persistent=False)
-        return _Constant(module, name)
-
-    module.forward = functools.partial(_answer, slot, tree_map(stand_in, call.output))
-
-
-def _tap(module: nn.Module, name: str, call: Call, cut: Cut, tail: Tail) -> None:
-    """Let a boundary's module answer with the caller's features, and with blanks for what the logits don't need."""
     nodes = iter(enumerate(call.nodes))
-    _clear(module)
 
     def stand_in(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
         position, node = next(nodes)
-        if node not in cut.nodes:
+        if node in features:
+            tail.features.append((name, position))
+            return _Feature(len(tail.features) - 1, written=leaf._version > 0)
+        if trace.is_from_image(node):
             return _Blank(leaf)
-        tail.features.append((name, position))
-        return _Feature(len(tail.features) - 1, written=leaf._version > 0)
+        constant = f'constant{position}'
+        module.register_buffer(constant, leaf.clone(), persistent=False)
+        return _Constant(module, constant)
 
     module.forward = functools.partial(_answer, tail._slot, tree_map(stand_in, call.output))
 

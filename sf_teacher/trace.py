@@ -164,7 +164,11 @@ class Trace:
 
     def depends_on_image(self, call: Call) -> bool:
         """Whether any tensor of the call was computed from the image."""
-        return any(node in self._from_image for node in call.nodes)
+        return any(map(self.is_from_image, call.nodes))
+
+    def is_from_image(self, node: Any) -> bool:
+        """Whether a tensor with this autograd node (None: without one) was computed from the image."""
+        return node in self._from_image
 
     def cut(self, names: tuple[str, ...]) -> 'Cut':
         """What reaches the logits when the outputs of the modules `names`, together, are replaced by a feature.
