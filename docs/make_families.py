@@ -1,7 +1,8 @@
 """Write docs/families.md: the smallest architecture of every timm module, as teacher and as student.
 
 `python docs/make_families.py` runs on every module what tests/test_families.py runs on a share: exact teacher logits,
-exact tails at batch sizes 1, 2, 3 in eval and train mode, parameters, gradients, one training step. About ten minutes on two cores, up to 12 GiB.
+exact tails at batch sizes 1, 2, 3 in eval and train mode, parameters, gradients, one training step.
+About ten minutes on two cores, up to 12 GiB.
 """
 import logging
 import sys
