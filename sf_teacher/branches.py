@@ -98,6 +98,9 @@ class StudentBranches(BranchSet):
             label = f'{index}.' if len(plan.students) > 1 else ''
             self.names += [f'{label}{b.source.name}-{b.target}' for b in branches]
             self.branches.extend(branches)
+        twice = {name for name in self.names if self.names.count(name) > 1}
+        if twice:
+            raise SFTeacherError(f'`boundaries` pairs {", ".join(sorted(twice))} more than once: name each pair once')
         order = [b for b in plan.teacher if any(b is branch.source for branch in self.branches)]
         self.boundaries = order
         self.sources = [next(i for i, b in enumerate(order) if b is branch.source) for branch in self.branches]

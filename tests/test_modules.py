@@ -213,6 +213,8 @@ REFUSED = {
                                                         boundaries=[('layer2', 'layer2.0.conv1')]),
                                 "'layer2.0.conv1' of ResNet cannot be a boundary: the image also reaches the logits"),
     'no boundaries': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[]), 'leaves nothing to'),
+    'a pair twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(1, 1), (1, 1)]),
+                     'pairs layer1-layer1 more than once'),
     'pairs mixed': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[1, (2, 2)]), 'mixes pairs'),
     'called twice': (lambda: sf_teacher.wrap(net(), Twice(), input_size=SIZE, boundaries=[('layer2', 'first')]),
                      "'first' is called 2 times in one forward"),
