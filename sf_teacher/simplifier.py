@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.optim import param_groups_weight_decay
 from timm.task import LogitDistillationTask
 from timm.utils import unwrap_model
 from torch import nn
@@ -234,6 +233,7 @@ class StudentFriendlyKDTask(LogitDistillationTask):
             weight_decay: Of both; vectors, and what the student excludes, are spared.
             scale: The simplifier's learning rate as a fraction of the student's. timm's schedules keep the ratio.
         """
+        from timm.optim import param_groups_weight_decay  # imports every optimizer
         student: Any = self.student
         excluded = student.no_weight_decay() if hasattr(student, 'no_weight_decay') else set()
         groups = param_groups_weight_decay(student, weight_decay, no_weight_decay_list=excluded)
