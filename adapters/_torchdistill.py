@@ -1,7 +1,6 @@
-"""A teacher trained with its branches inside torchdistill, and their loss, for any method; see `torchdistill.py`."""
+"""A teacher trained with its branches inside torchdistill, for any method; see `torchdistill.py`."""
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,16 +9,15 @@ from torch import nn
 from torchdistill.common.constant import def_logger
 from torchdistill.common.file_util import make_parent_dirs
 from torchdistill.common.main_util import is_main_process
-from torchdistill.losses.registry import get_low_level_loss
 from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from sf_teacher import SFTeacherError, wrap
 from sf_teacher.branches import BranchOutput, BranchSet
-from sf_teacher.checks import check_target
-from sf_teacher.losses import joint_loss
 from sf_teacher.methods import Method, options
 from sf_teacher.task import BranchedTeacher
+
+from ._loss import configured
 
 logger = def_logger.getChild(__name__)
 
@@ -125,7 +123,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         task = wrap(
             model,
             students,
-            method=_method(self.method_class, method),
+            method=configured(self.method_class, method),
             boundaries=boundaries,
             num_classes=num_classes,
             input_size=_size(input_size),
@@ -237,100 +235,6 @@ class Teacher4Method(AuxiliaryModelWrapper):
                 f'{type(self).__name__}, `ckpt_file_path`: {path} does not hold the branches of this teacher and '
                 f'method ({error}). Delete the file to start anew, or name another.') from error
         logger.info(f'Loaded the branches from {path}')
-
-
-class MethodLoss(nn.Module):
-    """The joint loss of a teacher and its branches, `sf_teacher.losses.joint_loss`.
-
-    Args:
-        method: Options of the method, the same as its wrapper's.
-        is_from_teacher: True in a ``DistillationBox``, False in a ``TrainingBox``.
-        module_path: Where the teacher's logits are.
-        branches_path: The hooked module that hands over the branches' output.
-        criterion: Key and kwargs of the task loss, used for the teacher and every branch; cross entropy by default.
-        **kwargs: Ignored, as in torchdistill's own losses.
-
-    Raises:
-        SFTeacherError: An option is unknown or wrong; in the first step, there is no output to compute it from.
-
-    .. code-block:: YAML
-       :caption: An example YAML to instantiate the loss of a ``TrainingBox`` (`SFTN` here).
-
-        criterion:
-          key: 'SFTNLoss'
-          kwargs:
-            is_from_teacher: False
-            method:
-              kl_weight: 3.0
-              temperature: 1.0
-            criterion:
-              key: 'CrossEntropyLoss'
-              kwargs:
-                label_smoothing: 0.1
-    """
-    method_class: ClassVar[type[Method]]
-
-    def __init__(
-            self,
-            method: Mapping[str, Any] | None = None,
-            is_from_teacher: bool = True,
-            module_path: str = '.',
-            branches_path: str = 'branch_output',
-            criterion: Mapping[str, Any] | None = None,
-            **kwargs: Any,
-    ) -> None:
-        super().__init__()
-        self.method = _method(self.method_class, method)
-        self.is_from_teacher, self.module_path, self.branches_path = is_from_teacher, module_path, branches_path
-        criterion = criterion or {'key': 'CrossEntropyLoss'}
-        self.criterion = get_low_level_loss(criterion['key'], **(criterion.get('kwargs') or {}))
-        self._checked = False
-
-    def forward(
-            self,
-            student_io_dict: dict[str, Any],
-            teacher_io_dict: dict[str, Any],
-            targets: torch.Tensor,
-            *args: Any,
-            **kwargs: Any,
-    ) -> torch.Tensor:
-        io_dict = teacher_io_dict if self.is_from_teacher else student_io_dict
-        logits = self._output(io_dict, self.module_path)
-        output = self._output(io_dict, self.branches_path)
-        if not isinstance(output, dict) or set(output) != {'logits', 'terms'}:
-            raise SFTeacherError(f'{type(self).__name__}: {self.branches_path!r} is not the branch_output of '
-                                 f'Teacher4{self.method_class.__name__}, its output is a {type(output).__name__}')
-        if bool(output['logits'] or output['terms']) != self.method.uses_branches:
-            runs = 'run' if output['logits'] or output['terms'] else 'do not run'
-            raise SFTeacherError(f'{type(self).__name__}: the branches {runs}, but by its `method` they should be '
-                                 f'{"used" if self.method.uses_branches else "left out"}: give the wrapper and the '
-                                 f'loss the same `method`')
-        if not self._checked:
-            check_target(targets, len(logits), logits.shape[1])
-            self._checked = True
-        return joint_loss(logits, output['logits'], output['terms'], targets, self.criterion, self.method)['loss']
-
-    def _output(self, io_dict: dict[str, Any], path: str) -> Any:
-        if io_dict.get(path, {}).get('output') is None:
-            side = 'teacher' if self.is_from_teacher else 'student'
-            raise SFTeacherError(
-                f'{type(self).__name__}: there is no output of {path!r} on the {side}\'s side, which has '
-                f'{", ".join(map(repr, io_dict)) or "nothing"}. It needs the auxiliary_model_wrapper '
-                f'\'Teacher4{self.method_class.__name__}\' with forward_hook output [{self.branches_path!r}] and, in a '
-                f'TrainingBox, is_from_teacher: False')
-        return io_dict[path]['output']
-
-    def __str__(self) -> str:
-        settings = ', '.join(f'{name}={value}' for name, value in options(self.method).items())
-        return f'{type(self).__name__}({settings})'
-
-
-def _method(cls: type[Method], given: Mapping[str, Any] | None) -> Method:
-    allowed = [f.name for f in fields(cls)]
-    if unknown := [name for name in given or {} if name not in allowed]:
-        raise SFTeacherError(f'{cls.__name__} has no option {", ".join(map(repr, unknown))}: it has '
-                             f'{", ".join(allowed)}')
-    return cls(**(given or {}))
 
 
 def _size(given: list[int] | None) -> tuple[int, int, int] | None:

@@ -32,9 +32,10 @@ from torchdistill.models.registry import (
 from sf_teacher import SFTeacherError
 from sf_teacher.methods import METHODS, SFTN
 
+from ._loss import MethodLoss
 from ._simplifier import Teacher4StudentFriendlyKD
 from ._timm import build_model, build_teacher
-from ._torchdistill import MethodLoss, Teacher4Method
+from ._torchdistill import Teacher4Method
 
 logger = def_logger.getChild(__name__)
 
