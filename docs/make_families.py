@@ -60,7 +60,7 @@ def row(module: str) -> tuple[str, bool, bool]:
 
 
 def main() -> None:
-    with ProcessPoolExecutor(2, mp_context=get_context('spawn'), max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         rows = []
         for line in pool.map(row, sorted(FAMILIES)):
             rows.append(line)

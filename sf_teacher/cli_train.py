@@ -126,8 +126,12 @@ def _work(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> None:
         raise SFTeacherError(f'process {rank} stopped because another one did; its message says why') from error
     finally:
         if processes > 1 and sys.exc_info()[0] is None:
+            import gc
+
             import torch.distributed as dist
 
+            gc.collect()    # threads of DistributedDataParallel that outlive the group can abort the process
+            dist.barrier()
             dist.destroy_process_group()
     if folder is not None:
         top1 = rows[-1].get('eval_top1')
