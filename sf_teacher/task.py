@@ -258,10 +258,10 @@ class StudentFriendlyTask(TrainingTask):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that the teacher and the students exclude from weight decay, by their names in the task."""
-        names = {name: p for name, p in self.named_parameters()}
-        excluded = {id(p) for name, p in unwrap_model(self.trainable_module).named_parameters()
-                    if name in unwrap_model(self.trainable_module).no_weight_decay()}
-        return {name for name, p in names.items() if id(p) in excluded}
+        module = unwrap_model(self.trainable_module)
+        names = module.no_weight_decay()
+        excluded = {id(p) for name, p in module.named_parameters() if name in names}
+        return {name for name, p in self.named_parameters() if id(p) in excluded}
 
     def __repr__(self) -> str:
         settings = ', '.join(f'{k}={v!r}' for k, v in options(self.method).items())
@@ -284,7 +284,7 @@ def _plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries 
     pairs = [b if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
     if boundaries is not None and not pairs:
         raise SFTeacherError('boundaries=[] leaves nothing to attach a branch to: name boundaries, or omit it')
-    known = {f.get('module'): i for i, f in enumerate(feature_info(teacher))}
+    known = {f.get('module') for f in feature_info(teacher)}
     by_path = [str(t) for t, _ in pairs if isinstance(t, str) and t not in known]
     names = [str(t) for t, _ in pairs] if by_path else None
     found, logits = teacher_boundaries(teacher, input_size, names)

@@ -48,11 +48,10 @@ def drop_hooks(copied: nn.Module) -> None:
 @contextlib.contextmanager
 def hooked(model: nn.Module, hook: Any, names: Iterable[str] | None = None) -> Iterator[None]:
     """Call ``hook(name, module, args, output)`` after every submodule (or those named), for the time of the context."""
-    modules = dict(model.named_modules())
     handles = []
     try:
-        for name in (n for n in modules if n) if names is None else names:
-            handles.append(modules[name].register_forward_hook(functools.partial(hook, name)))
+        for name in [n for n, _ in model.named_modules() if n] if names is None else names:
+            handles.append(model.get_submodule(name).register_forward_hook(functools.partial(hook, name)))
         yield
     finally:
         for handle in handles:

@@ -24,7 +24,15 @@ def check_teacher(teacher: nn.Module, input_size: Size) -> sf_teacher.StudentFri
     task = sf_teacher.wrap(teacher, student, input_size=input_size)
     for k, v in teacher.state_dict().items():
         assert torch.equal(v, state[k]), f'wrapping changed {k}'
-    images, labels = torch.randn(2, *input_size), torch.tensor([1, 2])
+    check_own_logits(task, input_size)
+    check_step(task, input_size)
+    return task
+
+
+def check_own_logits(task: sf_teacher.StudentFriendlyTask, input_size: Size) -> None:
+    """In eval and train mode a teacher's logits with branches are those without; its statistics are put back."""
+    teacher, images, labels = task.teacher, torch.randn(2, *input_size), torch.tensor([1, 2])
+    state = {k: v.clone() for k, v in teacher.state_dict().items()}
     for mode in (False, True):
         task.train(mode)
         torch.manual_seed(0)
@@ -33,8 +41,6 @@ def check_teacher(teacher: nn.Module, input_size: Size) -> sf_teacher.StudentFri
         torch.manual_seed(0)
         assert torch.equal(task(images, labels)['output'], expected), f'other logits, training={mode}'
         teacher.load_state_dict(state)
-    check_step(task, input_size)
-    return task
 
 
 def check_step(task: sf_teacher.StudentFriendlyTask, input_size: Size) -> None:
