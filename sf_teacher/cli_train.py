@@ -136,6 +136,9 @@ def _work(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> None:
     if folder is not None:
         top1 = rows[-1].get('eval_top1')
         print(f'{folder}: exported and verified' + (f', {top1:.2f} % on validation' if top1 is not None else ''))
+        if args.command == 'train':
+            print(f'for torchdistill, {folder / "torchdistill.yaml"} has the lines; for timm, --kd-model-name '
+                  f'local-dir:{folder}')
 
 
 def _owner(cls: type, name: str) -> type:

@@ -188,7 +188,7 @@ def factory_path(factory: str | Callable[..., nn.Module]) -> str:
 
 
 def primitives(name: str, value: Any) -> dict[str, Any]:
-    """`value` as JSON gives it back; dataclasses become dicts, paths strings, numpy and torch scalars numbers."""
+    """`value` as JSON gives it back: dataclasses as dicts with their name, paths as strings, scalars as numbers."""
     try:
         return json.loads(json.dumps(dict(value or {}), default=_to_primitive))
     except (TypeError, ValueError) as e:
@@ -197,7 +197,7 @@ def primitives(name: str, value: Any) -> dict[str, Any]:
 
 def _to_primitive(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return {'name': type(value).__name__, **dataclasses.asdict(value)}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, 'item'):

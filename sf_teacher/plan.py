@@ -58,8 +58,7 @@ def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
                     teacher_kwargs=config.model_kwargs, student_kwargs=config.student_kwargs).to(device)
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
-    metadata = {'method': asdict(method) | {'name': config.method} if method else 'none: a standard teacher',
-                'students': list(config.student)}
+    metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
     return _plan(config, data, task, model, size, device, metadata)
 
 

@@ -180,7 +180,7 @@ class StudentFriendlyTask(TrainingTask):
         if ema and not self.has_ema():
             raise SFTeacherError('task.export(ema=True) needs task.setup_ema() before training')
         teacher = unwrap_model(self.get_trainable_module(ema=ema)).teacher
-        notes = {'method': {'name': type(self.method).__name__, **options(self.method)}, 'students': self.student_names}
+        notes = {'method': self.method, 'students': self.student_names}
         return export(teacher, folder, metadata={**notes, **(metadata or {})},
                       **{'input_size': self.input_size, **kwargs})
 
