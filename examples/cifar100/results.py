@@ -1,0 +1,166 @@
+"""Make RESULTS.md and the figures from the JSON files in results/, and from nothing else.
+
+    python examples/cifar100/results.py
+"""
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from protocol import ALONE, STANDARD, Protocol, read, student_runs
+
+from sf_teacher.similarity import interval
+
+HERE = Path(__file__).resolve().parent
+PROTOCOLS = ('cpu', 'controls', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
+Result = dict[str, Any]
+Arms = dict[str, list[tuple[Result | None, Result]]]       # by arm: teacher's and student's result for each seed
+
+
+def collect(protocol: Protocol, pair: str, student: str = 'own') -> Arms:
+    """What is done, by arm; a seed counts when teacher and student are done."""
+    done = {path.stem: json.loads(path.read_text())
+            for path in (HERE / 'results' / protocol.results).glob('*.json')}
+    found: Arms = {}
+    for arm in (ALONE, *protocol.arms):
+        for seed in protocol.seeds:
+            run = next(r for r in student_runs(protocol, pair, arm, seed) if r.student == student)
+            teacher = done.get(run.settings.get('teacher', ''))
+            if run.key in done and (arm == ALONE or teacher):
+                found.setdefault(arm, []).append((teacher, done[run.key]))
+    return found
+
+
+def spread(values: Iterable[float | None], digits: int = 2) -> str:
+    """Mean ± standard deviation; no deviation of a single value."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return '-'
+    mean = f'{statistics.fmean(known):.{digits}f}'
+    return f'{mean} ± {statistics.stdev(known):.{digits}f}' if len(known) > 1 else mean
+
+
+def gains(arms: Arms, arm: str, who: int) -> list[float]:
+    """Differences to the standard teacher (0) or to its student (1), seed by seed."""
+    reference = {s['seed']: (t, s) for t, s in arms.get(STANDARD, [])}
+    return [pair[who]['top1'] - reference[pair[1]['seed']][who]['top1']       # type: ignore[index]
+            for pair in arms[arm] if pair[1]['seed'] in reference and pair[who] is not None]
+
+
+def verdict(values: list[float]) -> str:
+    """A gain or loss only where the 95 % interval over the seeds excludes 0."""
+    if not values:
+        return '-'
+    mean, half = interval(values)
+    if len(values) == 1:
+        return f'{mean:+.2f} (1 seed)'
+    kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
+    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] {kind}'
+
+
+def table(protocol: Protocol, arms: Arms) -> str:
+    """One row an arm."""
+    head = ('teacher', 'seeds', 'teacher, %', 'student, %', 'student against standard', 'KL(T‖S), nats', 'CKA',
+            'agreement, %')
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for arm, runs in arms.items():
+        students = [s for _, s in runs]
+        lines.append('| ' + ' | '.join([
+            'none (student alone)' if arm == ALONE else arm, str(len(runs)), spread(t and t['top1'] for t, _ in runs),
+            spread(s['top1'] for s in students), '' if arm == STANDARD else verdict(gains(arms, arm, 1)),
+            spread((s.get('kl') for s in students), 3), spread((s.get('cka') for s in students), 3),
+            spread((s.get('agreement') for s in students), 1)]) + ' |')
+    return '\n'.join(lines)
+
+
+def section(name: str) -> str:
+    """A protocol's part of RESULTS.md; empty where nothing has been run."""
+    protocol = read(HERE / f'{name}.yaml')
+    parts, results = [], []
+    for pair, spec in protocol.pairs.items():
+        for student in ('own', *spec.others):
+            arms = collect(protocol, pair, student)
+            if set(arms) - {ALONE}:
+                title = pair if student == 'own' else f'{pair}, student {student} (not the branch)'
+                parts.append(f'### {title}\n\n{table(protocol, arms)}\n')
+                results += [r for runs in arms.values() for both in runs for r in both if r is not None]
+    if not parts:
+        return ''
+    unique = {json.dumps(r['settings'], sort_keys=True) + str(r['seed']): r for r in results}.values()
+    machines = sorted({f'{r["machine"]["device"]}, {r["machine"]["threads"]} thread(s), torch {r["machine"]["torch"]}, '
+                       f'timm {r["machine"]["timm"]}' for r in unique})
+    first, end = protocol.classes
+    head = f'''## `{name}.yaml`
+
+{protocol.about}
+
+CIFAR-100, classes {first} to {end - 1}, {protocol.per_class or 500} training images of each, {protocol.size} px,
+{protocol.train["epochs"]} epochs of batches of {protocol.batch_size} unless a row says otherwise; seeds
+{", ".join(map(str, protocol.seeds))}; accuracy of the last epoch on the test images, mean ± standard deviation;
+differences to the standard teacher are paired by seed, with their 95 % interval. {len(unique)} runs,
+{sum(r["seconds"] for r in unique) / 3600:.1f} hours of training on {"; ".join(machines)}.
+
+'''
+    figures = f'![figure](figures/{name}.png)\n' if (HERE / 'figures' / f'{name}.png').exists() else ''
+    return head + '\n'.join(parts) + '\n' + figures
+
+
+def document() -> str:
+    """RESULTS.md."""
+    intro = ('# Results on CIFAR-100\n\nWritten by `python examples/cifar100/results.py` from the JSON files in '
+             '[results/](results/), one for each training, which `python examples/cifar100/run.py PROTOCOL` wrote. '
+             'Nothing here is typed by hand. "No gain" is said wherever the interval includes 0.\n\n')
+    return intro + '\n'.join(filter(None, map(section, PROTOCOLS)))
+
+
+def figure(name: str) -> None:
+    """Student accuracy over the epochs; KL against CKA of teacher and student; gain by arm."""
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    protocol = read(HERE / f'{name}.yaml')
+    rows = [(pair, arms) for pair in protocol.pairs if STANDARD in (arms := collect(protocol, pair))]
+    if not rows:
+        return
+    fig, axes = plt.subplots(len(rows), 3, figsize=(15, 1.2 + 3.4 * len(rows)), layout='constrained', squeeze=False)
+    for (pair, arms), (curve, alike, gain) in zip(rows, axes, strict=True):
+        styles = {arm: dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--') for i, arm in enumerate(arms)}
+        for arm, runs in arms.items():
+            same = [s['curve'] for _, s in runs if len(s['curve']) == len(runs[0][1]['curve'])]
+            mean = [statistics.fmean(c) for c in zip(*same, strict=True)]
+            curve.plot(range(1, len(mean) + 1), mean, label=arm, **styles[arm])
+            if arm != ALONE:
+                alike.scatter([s['kl'] for _, s in runs], [s['cka'] for _, s in runs], color=styles[arm]['color'],
+                              marker='o' if styles[arm]['linestyle'] == '-' else 'x', label=arm)
+        curve.set(title=f'{pair}: students', xlabel='epoch', ylabel='test accuracy, % (mean of the seeds)')
+        alike.set(title='teacher and student, a dot a seed', xlabel='KL(teacher || student), nats', ylabel='CKA')
+        names = [arm for arm in arms if arm not in (ALONE, STANDARD)]
+        for who, offset, label in ((0, 0.15, 'teacher'), (1, -0.15, 'student')):
+            found = [interval(gains(arms, arm, who) or [0.]) for arm in names]
+            gain.errorbar([m for m, _ in found], [i + offset for i in range(len(names))], fmt='o', label=label,
+                          xerr=[half if half < 100 else 0. for _, half in found], capsize=3,
+                          color='0.6' if who == 0 else 'C3')
+        gain.axvline(0, color='black', linewidth=0.8)
+        gain.set_yticks(range(len(names)), names)
+        gain.invert_yaxis()
+        gain.set(title='against the standard teacher', xlabel='points, 95 % interval')
+        gain.legend()
+        curve.legend(fontsize='x-small')
+        for ax in (curve, alike, gain):
+            ax.spines[['top', 'right']].set_visible(False)
+    (HERE / 'figures').mkdir(exist_ok=True)
+    fig.savefig(HERE / 'figures' / f'{name}.png', dpi=90)
+    plt.close(fig)
+
+
+def main() -> None:
+    for name in PROTOCOLS:
+        figure(name)
+    (HERE / 'RESULTS.md').write_text(document(), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,258 @@
+"""Train what a protocol asks for: teachers, and students from each by plain distillation. Can be stopped at any time.
+
+    python examples/cifar100/run.py cpu --data DIR --jobs 2        # DIR holds train and test, folders or tars of images
+    python examples/cifar100/run.py cpu --data DIR --download      # or lets torchvision download CIFAR-100 into DIR
+
+Started again it skips what is done and goes on with what was begun. Each finished run is one JSON file in results/, of
+which `results.py` makes RESULTS.md and the figures. Checkpoints and trained teachers are kept in --work.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nets
+import timm
+import torch
+from protocol import Protocol, Run, Spec, chains, read
+from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
+from torch import nn
+
+import sf_teacher
+from sf_teacher.config import DataConfig
+from sf_teacher.data import load_data
+from sf_teacher.in_memory import InMemoryLoader, load_images
+from sf_teacher.methods import METHODS
+from sf_teacher.pairing import default_boundaries
+from sf_teacher.similarity import calibration_error, divergence, linear_cka
+from sf_teacher.stages import forward_with_maps, teacher_boundaries
+from sf_teacher.training import TrainConfig, fit
+
+HERE = Path(__file__).resolve().parent
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+Images = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def load(source: DataConfig, cache: Path, size: int) -> Images:
+    """All images, decoded once: uint8 [N, 3, size, size] and labels [N] by split."""
+    path = cache / f'images-{size}.pt'
+    if not path.exists():
+        data = load_data(source)
+        images = {split: load_images(part, (3, size, size))
+                  for split, part in (('train', data.train), ('test', data.validation))}
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.save(images, path)
+    return torch.load(path, mmap=True)
+
+
+def build(spec: Spec, seed: int, num_classes: int) -> nn.Module:
+    """A fresh model; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    if 'cifar' in spec:
+        return nets.build(spec['cifar'], num_classes)
+    arguments = {k: v for k, v in spec.items() if k != 'name'}
+    return timm.create_model(spec['name'], num_classes=num_classes, pretrained_cfg_overlay=dict(mean=MEAN, std=STD),
+                             **arguments)
+
+
+class Worker:
+    """Does the runs of a protocol.
+
+    Args:
+        images: By split, see `load`.
+        protocol: The protocol.
+        work: Folder of checkpoints and teachers.
+        results: Folder of the JSON files.
+        device: Where to train.
+    """
+
+    def __init__(self, images: Images, protocol: Protocol, work: Path, results: Path, device: str) -> None:
+        self.protocol, self.work, self.device = protocol, work, torch.device(device)
+        self.results = results / protocol.results
+        first, end = protocol.classes
+        self.num_classes, self.size = end - first, (3, protocol.size, protocol.size)
+        self.images: Images = {}
+        for split, (pixels, labels) in images.items():
+            keep = ((labels >= first) & (labels < end)).nonzero()[:, 0]
+            if split == 'train' and protocol.per_class:
+                keep = torch.cat([keep[labels[keep] == k][:protocol.per_class] for k in range(first, end)])
+            self.images[split] = pixels[keep], labels[keep] - first
+
+    def run(self, run: Run) -> None:
+        """Train what `run` says, unless it is done, and write its JSON file."""
+        path = self.results / f'{run.key}.json'
+        if path.exists():
+            return
+        task = self.task(run)
+        train: Any = self.loader('train', run.seed)
+        test = self.loader('test')
+        if run.settings.get('ramp'):
+            train = Ramped(train, task, run.settings['ramp'] * run.settings['train']['epochs'])
+        config = TrainConfig(**run.settings['train'], seed=run.seed, device=str(self.device), log_interval=10 ** 6,
+                             output=str(self.work / run.key), resume=(self.work / run.key / 'config.yaml').exists())
+        rows = fit(task, train, test, config)
+        model = task.get_eval_model().eval()
+        if run.kind == 'teacher':
+            self.export(model, run)
+        result = {
+            'kind': run.kind, 'pair': run.pair, 'arm': run.arm, 'student': run.student, 'seed': run.seed,
+            'settings': run.settings, 'top1': rows[-1]['eval_top1'],
+            'curve': [round(row['eval_top1'], 2) for row in rows], **self.compared(model, task, test),
+            'seconds': round(sum(row['seconds'] for row in rows), 1),
+            'memory_mb': round(max(row['memory_mb'] for row in rows)), 'machine': machine(self.device)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(json.dumps(result, indent=1) + '\n')
+        os.replace(temporary, path)
+        print(f'{run.kind} {run.pair} [{run.arm}] {run.student} seed {run.seed}: {result["top1"]:.2f} % in '
+              f'{result["seconds"]:.0f} s', flush=True)
+
+    def task(self, run: Run) -> TrainingTask:
+        """The task of a run, with fresh models or with the weights that it starts from."""
+        s, seed = run.settings, run.seed
+        if run.kind == 'student':
+            student = build(s['model'], 1000 + seed, self.num_classes).to(self.device)
+            if 'teacher' not in s:
+                return ClassificationTask(student, device=self.device, verbose=False)
+            teacher = self.teacher(s['teacher'])
+            return LogitDistillationTask(student, teacher, device=self.device, verbose=False, **s['kd'])
+        teacher = build(s['model'], seed, self.num_classes)
+        if s['after']:
+            teacher.load_state_dict(self.teacher(s['after']).state_dict())
+        teacher.to(self.device)
+        if 'method' not in s:
+            return ClassificationTask(teacher, device=self.device, verbose=False)
+        method = METHODS[s['method']](**s['options'])
+        students = [build(s['branch'], 2000 + seed, self.num_classes)] if method.takes_students else []
+        boundaries = s['boundaries'] and [tuple(b) if isinstance(b, list) else b for b in s['boundaries']]
+        return sf_teacher.wrap(teacher, students, method=method, boundaries=boundaries, input_size=self.size)
+
+    def loader(self, split: str, seed: int = 0) -> InMemoryLoader:
+        batch = self.protocol.batch_size if split == 'train' else 500
+        return InMemoryLoader(*self.images[split], batch, MEAN, STD, split == 'train', seed=seed, device=self.device)
+
+    def export(self, model: nn.Module, run: Run) -> None:
+        """Export a teacher; its students learn from what the folder gives back."""
+        spec = run.settings['model']
+        own: dict[str, Any] = {} if 'name' in spec else dict(
+            factory='nets:build', model_args={'name': spec['cifar'], 'num_classes': self.num_classes})
+        sf_teacher.export(
+            model, self.work / run.key / 'teacher', input_size=self.size, mean=MEAN, std=STD, overwrite=True,
+            metadata={'data': 'CIFAR-100', 'seed': run.seed, 'settings': run.settings}, **own)
+
+    def teacher(self, key: str) -> nn.Module:
+        """An exported teacher, frozen and in eval mode."""
+        folder = self.work / key / 'teacher'
+        config = json.loads((folder / 'config.json').read_text())
+        if config.get('factory'):
+            model: nn.Module = nets.build(**config['model_args'])
+            model.load_state_dict(torch.load(folder / 'teacher.pth', weights_only=True)['model'])
+        else:
+            model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def compared(self, model: nn.Module, task: TrainingTask, test: InMemoryLoader) -> dict[str, float]:
+        """Calibration; for a student also how it relates to its teacher, CKA at the last boundary of both."""
+        labels = torch.cat([y for _, y in test])
+        if not isinstance(task, LogitDistillationTask):
+            return {'ece': calibration_error(torch.cat([model(x) for x, _ in test]), labels)}
+        teacher = task.teacher.model
+        (z_t, f_t), (z_s, f_s) = (self.seen(m, test) for m in (teacher, model))
+        agree = z_t.argmax(1) == z_s.argmax(1)
+        return {'ece': calibration_error(z_s, labels), 'kl': divergence(z_t, z_s), 'cka': linear_cka(f_t, f_s),
+                'agreement': 100 * agree.float().mean().item()}
+
+    def seen(self, model: nn.Module, test: InMemoryLoader) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, K] and pooled features [N, C] of the last stage but one."""
+        named = list(nets.BOUNDARIES) if isinstance(model, nets.CifarNet) else None
+        last = default_boundaries(teacher_boundaries(model, self.size, named)[0])[-1]
+        logits, features = [], []
+        for x, _ in test:
+            z, maps = forward_with_maps(model, [last], x)
+            logits.append(z.float())
+            features.append(maps[0].float().mean((2, 3)))
+        return torch.cat(logits), torch.cat(features)
+
+
+class Ramped:
+    """A loader that sets the weight of a task's divergence for each epoch: linearly from 0 to the method's own."""
+
+    def __init__(self, loader: InMemoryLoader, task: Any, epochs: float) -> None:
+        self.loader, self.task, self.method, self.epochs = loader, task, task.method, epochs
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+        self.task.method = replace(self.method, kl_weight=self.method.kl_weight * min(1., epoch / self.epochs))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where a run was made."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
+    if device.type == 'cpu' and Path('/proc/cpuinfo').exists():
+        name = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
+                     if line.startswith('model name')), name)
+    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
+            'sf_teacher': sf_teacher.__version__}
+
+
+_worker: Worker
+
+
+def _start(source: DataConfig, protocol: Protocol, work: Path, results: Path, device: str, threads: int) -> None:
+    global _worker
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(threads)
+    _worker = Worker(load(source, work, protocol.size), protocol, work, results, device)
+
+
+def _chain(runs: list[Run]) -> None:
+    for run in runs:
+        _worker.run(run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('protocol', help='cpu, controls, sweep, paper ... or a YAML file')
+    parser.add_argument('--data', default='data', help='folder with the training and test images')
+    parser.add_argument('--download', action='store_true', help='let torchvision download them there')
+    parser.add_argument('--work', type=Path, default=Path('runs/cifar100'), help='checkpoints and trained teachers')
+    parser.add_argument('--results', type=Path, default=HERE / 'results', help='JSON files of finished runs')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at the same time')
+    parser.add_argument('--threads', type=int, default=1, help='CPU threads of each')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--arms', nargs='+', help='only these (default: all of the protocol)')
+    parser.add_argument('--seeds', nargs='+', type=int, help='only these')
+    args = parser.parse_args()
+    path = Path(args.protocol)
+    protocol = read(path if path.suffix else HERE / f'{path}.yaml', args.arms, args.seeds)
+    source = DataConfig(data=args.data, val_split='test', **(
+        dict(dataset='torch/cifar100', dataset_download=True) if args.download else {}))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # ends the other processes too
+    work = args.work.resolve()
+    load(source, work, protocol.size)       # once, before several processes need it
+    with multiprocessing.get_context('spawn').Pool(
+            args.jobs, _start, (source, protocol, work, args.results, args.device, args.threads)) as pool:
+        for phase in chains(protocol):
+            for _ in pool.imap_unordered(_chain, phase):
+                pass
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,148 @@
+"""The evidence: its protocols, its runner on a small data set of the same form, and that no number is typed by hand."""
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import sf_teacher
+from sf_teacher.methods import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / 'examples' / 'cifar100'
+PROTOCOLS = sorted(path.stem for path in FOLDER.glob('*.yaml'))
+TINY = {
+    'about': 'tiny', 'results': 'tiny', 'classes': [1, 4], 'per_class': 8, 'batch_size': 8, 'seeds': [3],
+    'train': {'epochs': 3, 'lr': 0.05},
+    'pairs': {
+        'by name': {'teacher': {'name': 'test_resnet', 'channels': [16, 24, 24, 48]},
+                    'student': {'name': 'test_efficientnet'}, 'others': {'vit': {'name': 'test_vit', 'img_size': 32}}},
+        'by path': {'teacher': {'cifar': 'resnet8'}, 'student': {'cifar': 'wrn_10_1'},
+                    'boundaries': [['layer1', 'layer1'], ['layer2', 'layer2']]}},
+    'arms': {'standard': {}, 'sftn': {'method': 'sftn', 'options': {'kl_weight': 1.}, 'ramp': 0.5},
+             'teskd, tuned': {'method': 'teskd', 'after': 'standard', 'train': {'epochs': 1}}},
+}
+
+
+@pytest.fixture(scope='module')
+def modules():
+    """protocol, nets and results of the example, imported as its scripts import them."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in ('protocol', 'nets', 'results')}
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    """A folder with a data set of five classes and a protocol that uses three of them."""
+    folder = tmp_path_factory.mktemp('tiny')
+    generator = np.random.default_rng(0)
+    for split, count in (('train', 12), ('test', 4)):
+        for label in range(5):
+            (folder / 'data' / split / f'class{label}').mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 50 * label + 50, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / 'data' / split / f'class{label}' / f'{i}.png')
+    (folder / 'tiny.yaml').write_text(yaml.safe_dump(TINY))
+    return folder
+
+
+def command(folder, work='work'):
+    return [sys.executable, str(FOLDER / 'run.py'), str(folder / 'tiny.yaml'), '--data', str(folder / 'data'),
+            '--device', 'cpu', '--work', str(folder / work), '--results', str(folder / f'results-{work}')]
+
+
+def run(folder, work='work'):
+    done = subprocess.run(command(folder, work), capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {path.stem: json.loads(path.read_text()) for path in (folder / f'results-{work}' / 'tiny').glob('*.json')}
+
+
+@pytest.fixture(scope='module')
+def finished(tiny):
+    return run(tiny)
+
+
+@pytest.mark.parametrize('name', PROTOCOLS)
+def test_protocols_can_be_read_and_their_settings_are_checked(modules, name):
+    protocol = modules['protocol'].read(FOLDER / f'{name}.yaml')
+    assert modules['protocol'].STANDARD in protocol.arms
+    for arm in protocol.arms.values():
+        if arm.method:
+            METHODS[arm.method](**arm.options)
+    if 'SFTN' in protocol.arms:     # "SFTN" without more is what a user gets
+        assert METHODS['sftn'](**protocol.arms['SFTN'].options) == sf_teacher.SFTN()
+    keys = [run.key for phase in modules['protocol'].chains(protocol) for chain in phase for run in chain]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_mistake_in_a_protocol_is_named(modules, tmp_path):
+    for change, message in ((dict(epochs=3), 'there is no epochs; there are about'),
+                            (dict(arms={'standard': {'metod': 'sftn'}}), 'arms: standard: there is no metod'),
+                            (dict(arms={'standard': {'after': 'other'}}), "there is no arm 'other' to start from")):
+        (tmp_path / 'bad.yaml').write_text(yaml.safe_dump({**TINY, **change}))
+        with pytest.raises(SystemExit, match=message):
+            modules['protocol'].read(tmp_path / 'bad.yaml')
+
+
+@pytest.mark.parametrize(('name', 'parameters'), [
+    ('wrn_40_2', 2255156), ('wrn_16_2', 703284), ('resnet32x4', 7433860), ('resnet8x4', 1233540), ('resnet20', 278324)])
+def test_networks_have_the_parameters_that_the_benchmarks_report(modules, name, parameters):
+    model = modules['nets'].build(name, 100)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_every_run_is_a_file_that_says_what_was_done(finished, modules, tiny):
+    protocol = modules['protocol'].read(tiny / 'tiny.yaml')
+    runs = [run for phase in modules['protocol'].chains(protocol) for chain in phase for run in chain]
+    assert set(finished) == {run.key for run in runs} and len(runs) == 2 * 3 + 3 * 3 + 3
+    for planned in runs:
+        result = finished[planned.key]
+        assert result['settings'] == planned.settings and result['seed'] == 3
+        assert len(result['curve']) == planned.settings['train']['epochs']
+        assert result['curve'][-1] == round(result['top1'], 2)
+        assert ('kl' in result) == ('teacher' in planned.settings)
+        assert result['machine']['torch'] == torch.__version__
+    assert {finished[run.key]['settings'].get('teacher') in finished for run in runs if run.arm == 'sftn'
+            and run.kind == 'student'} == {True}
+
+
+def test_killed_and_started_again_it_gives_the_same_numbers(finished, tiny):
+    process = subprocess.Popen(command(tiny, 'killed'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tiny,
+                               start_new_session=True)
+    results = tiny / 'results-killed' / 'tiny'
+    while len(list(results.glob('*.json'))) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = {path: path.stat().st_mtime_ns for path in results.glob('*.json')}
+    again = run(tiny, 'killed')
+    assert 3 <= len(first) < len(again)
+    assert all(path.stat().st_mtime_ns == then for path, then in first.items())     # what was done is not done again
+    assert {key: result['curve'] for key, result in again.items()} == {
+        key: result['curve'] for key, result in finished.items()}
+
+
+def test_results_are_made_of_the_json_files_alone(modules):
+    results = modules['results']
+    assert (FOLDER / 'RESULTS.md').read_text(encoding='utf-8') == results.document()
+
+
+def test_verdicts(modules):
+    verdict = modules['results'].verdict
+    assert verdict([1., 1.1, 0.9]).endswith('gain') and 'no gain' not in verdict([1., 1.1, 0.9])
+    assert verdict([-1., -1.1, -0.9]).endswith('loss')
+    assert verdict([1., -1., 0.2]).endswith('no gain')
+    assert verdict([1.]) == '+1.00 (1 seed)' and verdict([]) == '-'
