@@ -1,6 +1,7 @@
 """TESKD's branches: students on a feature pyramid over the teacher's own stages."""
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,22 @@ def pyramid_boundaries(boundaries: Sequence[Boundary]) -> list[Boundary]:
 def _conv_norm_act(in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, stride, stride, bias=bias)      # kernel = stride, here and there
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def _enlarged(up: Any, level: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """`up` of the level interpolated to a size; a 1x1 convolution may go first, where there are fewer positions."""
+    conv, norm, act = up
+    level = conv(level)
+    if level.shape[2:] != size:
+        level = F.interpolate(level, size, mode='bilinear', align_corners=True)
+    return act(norm(level))
+
+
+def _merged(merge: Any, up: torch.Tensor, lateral: torch.Tensor) -> torch.Tensor:
+    """`merge` of cat([up + lateral, up]), without that tensor: two products of what is kept for the backward anyway."""
+    conv, norm, act = merge
+    of_sum, of_up = conv.weight.chunk(2, dim=1)
+    return act(norm(F.conv2d(up, of_sum + of_up) + F.conv2d(lateral, of_sum)))
 
 
 class PyramidStudent(nn.Module):
@@ -104,11 +121,8 @@ class FeaturePyramid(BranchSet):
         laterals = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         level = laterals[-1]
         levels: list[torch.Tensor] = []
-        for i in reversed(range(len(self.names))):
-            if level.shape[2:] != laterals[i].shape[2:]:
-                level = F.interpolate(level, laterals[i].shape[2:], mode='bilinear', align_corners=True)
-            up = self.ups[i](level)
-            level = self.merges[i](torch.cat([up + laterals[i], up], dim=1))
+        for up, merge, lateral in reversed(list(zip(self.ups, self.merges, laterals[:-1], strict=True))):
+            level = _merged(merge, _enlarged(up, level, lateral.shape[2:]), lateral)
             levels.insert(0, level)
         target = maps[-1].mean((2, 3)).detach()
         logits: dict[str, torch.Tensor] = {}

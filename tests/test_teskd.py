@@ -135,6 +135,16 @@ def test_the_feature_distance_is_a_sum_over_everything_and_its_target_is_detache
     assert not reached[-1].any()
 
 
+def test_the_pyramid_keeps_no_concatenation_for_the_backward_and_enlarges_after_the_convolution():
+    task, kept, convolved = make(method=TESKD(width=20)), [], []
+    for up in task.branches.ups:
+        up[0].register_forward_hook(lambda module, args, output: convolved.append(tuple(output.shape[2:])))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        task(*batch(4))['loss'].backward()
+    assert kept and not [shape for shape in kept if shape[:2] == (4, 40)]
+    assert convolved == [b.size for b in reversed(task.branches.boundaries[1:])]
+
+
 def test_the_divergence_reaches_the_teachers_classifier():
     task = make(method=TESKD(width=16, teacher_weight=0., ce_weight=0.))
     task(*batch())['loss'].backward()
