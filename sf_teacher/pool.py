@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .banks import block_classes, find_families, find_loans, take, undecayed
+from .banks import ZeroGradient, block_classes, find_families, find_loans, take, undecayed
 from .branches import Branch, BranchOutput, BranchSet, Plan, StudentBranches
 from .errors import SFTeacherError
 from .losses import kl_divergence
@@ -152,7 +152,7 @@ class SampledPool(BranchSet):
         terms = self._terms(member, logits, teacher_logits) if self.alpha is not None else {}
         if self.training and (idle := self._idle(member)):
             first = next(iter(logits))
-            logits[first] = logits[first] + 0. * torch.stack([p[(0,) * p.ndim] for p in idle]).sum()
+            logits[first] = logits[first] + ZeroGradient.apply(*idle)
         return BranchOutput(logits, terms)
 
     def _terms(self, member: int, logits: dict[str, torch.Tensor], teacher: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -181,6 +181,18 @@ def test_a_step_runs_one_students_branches_only():
         assert ran == {path} and task.branches.step == step + 1
 
 
+def test_what_is_not_on_the_path_gets_gradients_of_zero():
+    task = make(['resnet18', 'resnet26'])
+    assert task.branches.families == [0, 1] and task.branches.path() == 1
+    task.train()(*batch())['loss'].backward()
+    trained = set()
+    for name, p in task.branches.named_parameters():
+        assert p.grad.shape == p.shape and p.grad.untyped_storage().nbytes() >= p.nbytes, name    # scaled in place
+        if p.grad.any():
+            trained.add(name.replace('-', '.').split('.')[1])     # student or family
+    assert trained == {'1'}
+
+
 def test_the_largest_members_weights_start_the_bank():
     students = [model('resnet18'), model('resnet34')]
     branches = make(students).branches
