@@ -63,23 +63,47 @@ class Layout:
         return x
 
 
-def match_layout(raw: torch.Tensor, reference: torch.Tensor) -> Layout | None:
+class Sample:
+    """What is kept of a module's output to tell where timm takes a feature from: its shape and a few channels.
+
+    All positions of at most 8 channels, evenly spread, tell outputs of jittered weights apart, at a fraction of the
+    memory of all outputs.
+    """
+
+    def __init__(self, raw: torch.Tensor) -> None:
+        self.shape = tuple(raw.shape)
+        self.last = _thinned(raw, -1)       # where the channels are last
+        self.second = _thinned(raw, 1) if raw.ndim == 4 else self.last
+
+
+def _thinned(x: torch.Tensor, dim: int) -> torch.Tensor:
+    if x.ndim < 3:
+        return x[:0]
+    channels = torch.arange(0, x.shape[dim], -(-x.shape[dim] // 8), device=x.device)
+    return x.index_select(dim, channels)
+
+
+def match_layout(raw: Sample, reference: torch.Tensor) -> Layout | None:
     """Find the layout in which `raw` is the map `reference` [1, C, H, W], or None if it is another tensor.
 
     Both must come from one forward pass, so that the comparison can be exact. Hiera's tokens are permuted; the
     permutation is found by nearest neighbours and then checked for equality.
     """
     _, c, h, w = reference.shape
-    shape, layout = tuple(raw.shape), None
+    shape, layout, values = raw.shape, None, raw.last
     if shape == (1, c, h, w):
-        layout = Layout('NCHW', c, (h, w))
+        layout, values = Layout('NCHW', c, (h, w)), raw.second
     elif shape == (1, h, w, c):
         layout = Layout('NHWC', c, (h, w))
     elif len(shape) == 3 and shape[0] == 1 and shape[2] == c and 0 <= shape[1] - h * w <= 16:
-        prefix = shape[1] - h * w
-        order = _token_order(raw[0, prefix:], reference[0].flatten(1).T.contiguous())
-        layout = Layout('NLC', c, (h, w), prefix, order=order)
-    if layout is None or not torch.equal(raw[:, layout.prefix:], layout.from_map(reference)):
+        layout = Layout('NLC', c, (h, w), prefix=shape[1] - h * w)
+    if layout is None:
+        return None
+    few = _thinned(reference, 1)
+    if layout.kind == 'NLC':
+        order = _token_order(values[0, layout.prefix:], few[0].flatten(1).T)
+        layout = replace(layout, order=order)
+    if not torch.equal(values[:, layout.prefix:], layout.from_map(few)):
         return None
     return replace(layout, signed=bool((reference < 0).any()))
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .errors import BoundaryError, SFTeacherError
-from .layouts import Layout, infer_layout, match_layout
+from .layouts import Layout, Sample, infer_layout, match_layout
 from .trace import Cut, Trace, dummy_image, hooked, jittered, tensors, twin, weights_of
 
 Size = tuple[int, int, int]
@@ -200,11 +200,11 @@ def student_boundaries(
 
 def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout]]:
     """For each timm feature the modules that return it, in the order they finish."""
-    raws: list[tuple[str, torch.Tensor]] = []
+    samples: list[tuple[str, Sample]] = []
 
     def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
         if len(tensors(output)) == 1:
-            raws.append((name, tensors(output)[0].clone()))
+            samples.append((name, Sample(tensors(output)[0])))
 
     x = dummy_image(model, input_size)
     copied = twin(model, jittered(model, x.dtype))
@@ -212,7 +212,7 @@ def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout
         _, references = _features(copied, None, x)
     result = []
     for reference in references:
-        found = ((name, match_layout(raw, reference)) for name, raw in raws)
+        found = ((name, match_layout(sample, reference)) for name, sample in samples)
         result.append({name: layout for name, layout in found if layout is not None})
     return result
 

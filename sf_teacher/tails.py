@@ -41,20 +41,27 @@ class Tail(nn.Module):
             raise SFTeacherError(
                 f'{type(model).__name__} has gradient checkpointing on, which walks over modules that its tail does '
                 f'not have. Call student.set_grad_checkpointing(False); on the teacher it may stay on.')
-        self.boundary, self.input_size, self._slot = cut.modules, trace.input_size, _Slot()
-        prefix = _modules_before(model, cut, trace)
-        weights = [t for name in prefix for t in (*_at(model, name).parameters(), *_at(model, name).buffers())]
+        self.boundary, self._slot = cut.modules, _Slot()
+        before = _modules_before(model, cut, trace)
+        weights = [t for name in before for t in (*_at(model, name).parameters(), *_at(model, name).buffers())]
+        inside = tuple(f'{name}.' for name in cut.modules)
+        self._before = [name for name in before if not name.startswith(inside)]
         self.model = copy.deepcopy(model, {id(t): t for t in weights})
         drop_hooks(self.model)
+        self.answer_as(cut, trace)
+        _drop_unreached(self.model, cut, trace)
+        self.untrained = sorted(set(model.state_dict()) - set(self.model.state_dict()))    # the student's other keys
+        self.train(model.training)
+
+    def answer_as(self, cut: Cut, trace: Trace) -> None:
+        """Empty the modules that only work before the boundary, and let them answer as they did in `trace`."""
+        self.input_size = trace.input_size
         self.features: list[tuple[str, int]] = []   # module and position among the tensors it returns
-        for name in prefix:
+        for name in self._before:
             _stub(_at(self.model, name), name, trace.calls[name][-1], trace, self)
         for name in cut.modules:
             _stub(_at(self.model, name), name, trace.calls[name][0], trace, self, cut.nodes)
         self._slot.rows = cut.features(trace.calls[cut.modules[0]][0])[0].shape[0]
-        _drop_unreached(self.model, cut, trace)
-        self.untrained = sorted(set(model.state_dict()) - set(self.model.state_dict()))    # the student's other keys
-        self.train(model.training)
 
     def forward(self, *features: torch.Tensor) -> Any:
         slot, batch = self._slot, features[0].shape[0] // self._slot.rows
@@ -83,45 +90,54 @@ def check_tails(trace: Trace, tails: list[Tail]) -> None:
 
     The comparison runs at batch size 2 with jittered weights: many models start with a zero head or with logits that
     hardly depend on the image, so that on fresh weights anything would pass. Equality to the bit in float32 ends it, at
-    half the image size where the model admits that (a quarter of the cost); otherwise float64 at full size decides.
+    the smallest image size that the model admits (down to a sixteenth of the cost); otherwise full size decides, in
+    float32 and then in float64.
 
     Raises:
         BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
     """
-    channels, height, width = trace.input_size
-    half = [(channels, height // 2, width // 2)] if min(height, width) >= 128 else []
-    for size in (*half, trace.input_size):
+    for size in dict.fromkeys((_small_size(trace), trace.input_size)):
         with suppress(Exception):   # not at this size or precision: the last comparison says what is wrong
-            if _same_logits(trace, tails, size, torch.float32, rtol=0., sensitivity=1e-3):
-                return
-    _same_logits(trace, tails, trace.input_size, torch.float64, rtol=1e-9, sensitivity=1e-6, explain=True)
+            at = trace if size == trace.input_size else Trace(trace.model, size, {m for t in tails for m in t.boundary})
+            return _compare(at, tails, torch.float32, rtol=0., sensitivity=1e-3)
+    _compare(trace, tails, torch.float64, rtol=1e-9, sensitivity=1e-6)
 
 
-def _same_logits(
-        trace: Trace,
-        tails: list[Tail],
-        size: tuple[int, int, int],
-        dtype: torch.dtype,
-        rtol: float,
-        sensitivity: float,
-        explain: bool = False,
-) -> bool:
+def _small_size(trace: Trace) -> tuple[int, int, int]:
+    """A quarter, a third, half or all of the sides, at least 64 pixels: what the model admits, as tried on meta."""
+    channels, height, width = trace.input_size
+    on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(trace.model).items()}
+    model = twin(trace.model, on_meta)
+    for parts in (4, 3, 2):
+        size = (channels, height // parts, width // parts)
+        with suppress(Exception), torch.no_grad():
+            if min(size[1:]) >= 64:
+                model(dummy_image(model, size))
+                return size
+    return trace.input_size
+
+
+def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, sensitivity: float) -> None:
     values = jittered(trace.model, dtype)
-    model, images = twin(trace.model, values), dummy_image(trace.model, size, batch=2).to(dtype)
-    if explain:
-        calibrate(model, images)
-        values |= weights_of(model)
+    model, images = twin(trace.model, values), dummy_image(trace.model, trace.input_size, batch=2).to(dtype)
     got: dict[str, list[torch.Tensor]] = {}
 
     def capture(name: str, module: nn.Module, args: Any, output: Any) -> None:
         got[name] = [t.clone() for t in tensors(output)]
 
+    def differ(logits: torch.Tensor, share: float) -> bool:
+        return (logits[0] - logits[1]).abs().max().item() > share * logits.abs().max().item()
+
     with torch.no_grad(), hooked(model, capture, {name for tail in tails for name in tail.boundary}):
         expected = tensors(model(images))[0]
-    problem = None
+        if not differ(expected, 1e-3):      # a deep fresh model drowns its input
+            calibrate(model, images)
+            values |= weights_of(model)
+            expected = tensors(model(images))[0]
+    if not differ(expected, sensitivity):
+        raise BoundaryError(f'{type(model).__name__} gives the same logits for different images, so that no tail can '
+                            f'be checked. Choose another module in `boundaries`.')
     scale = expected.abs().max().item()
-    if not (expected[0] - expected[1]).abs().max().item() > sensitivity * scale:
-        problem = f'{type(model).__name__} gives the same logits for different images, so that no tail can be checked'
     for tail in tails:
         where = f'the tail of {type(model).__name__} after {", ".join(map(repr, tail.boundary))}'
         own = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tail.named_buffers()}     # with its constants
@@ -130,6 +146,10 @@ def _same_logits(
         features = tuple(got[name][i] for name, i in tail.features)
         copied = twin(tail, own)
         try:
+            if trace.input_size != tail.input_size:
+                copied.answer_as(trace.cut(tail.boundary), trace)
+                if copied.features != tail.features or copied.state_dict().keys() != tail.state_dict().keys():
+                    raise RuntimeError('another tail at another size')
             with torch.no_grad():
                 logits = tensors(copied(*features))[0]
         except Exception as error:
@@ -138,10 +158,8 @@ def _same_logits(
         tail._slot.dense = copied._slot.dense
         off = (logits - expected).abs().max().item() if logits.shape == expected.shape else float('inf')
         if not off <= rtol * scale:
-            problem = f'{where} does not reproduce the logits: {off:.2g} off, with logits up to {scale:.2g}'
-    if problem and explain:
-        raise BoundaryError(f'{problem}. Choose another module in `boundaries`.')
-    return not problem
+            raise BoundaryError(f'{where} does not reproduce the logits: {off:.2g} off, with logits up to {scale:.2g}. '
+                                f'Choose another module in `boundaries`.')
 
 
 class _Slot:

@@ -110,12 +110,12 @@ def tensors(output: Any) -> list[torch.Tensor]:
 @dataclass(frozen=True)
 class Call:
     """What a module returned in one call."""
-    output: Any             # detached
+    output: Any             # detached; on meta what came from the image, but at a module that may become a boundary
     nodes: tuple[Any, ...]  # autograd node of each tensor in the output, or None
 
 
 class Trace:
-    """A recorded forward of `model` on one dummy image, with the autograd graph kept.
+    """A recorded forward of `model` on one dummy image, with the autograd graph kept (without the activations).
 
     Each module named in `cuts` returns a clone, so that its output has an autograd node of its own even where the
     module is an identity; a cut at the module is then a cut of the graph at that node.
@@ -134,32 +134,25 @@ class Trace:
         def record(name: str, module: nn.Module, args: Any, output: Any) -> Any:
             if name in cuts:
                 output = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) and t.requires_grad else t, output)
-            nodes = tuple(t.grad_fn for t in tensors(output))
-            detached = tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, output)
-            self.calls[name].append(Call(detached, nodes))
+
+            def kept(t: Any) -> Any:
+                if not isinstance(t, torch.Tensor):
+                    return t
+                shape_only = name not in cuts and self.is_from_image(t.grad_fn)
+                return t.detach().to('meta') if shape_only else t.detach()
+
+            self.calls[name].append(Call(tree_map(kept, output), tuple(t.grad_fn for t in tensors(output))))
             return output if name in cuts else None
 
         x = dummy_image(model, input_size).requires_grad_()
         copied = twin(model, {name: t.detach() for name, t in weights_of(model).items()})
         self._names = {id(p): name for name, p in copied.named_parameters()}
-        with torch.enable_grad(), hooked(copied, record):
-            logits = copied(x)
-        above: Any = x.view_as(x).grad_fn
-        self._image = above.next_functions[0][0]
-        self.logits = tensors(logits)
+        with torch.enable_grad(), _nothing_saved(), hooked(copied, record):
+            above: Any = x.view_as(x).grad_fn
+            self._image = above.next_functions[0][0]
+            self._from_image = {self._image: True}
+            self.logits = tensors(copied(x))
         self._roots = [t.grad_fn for t in self.logits if t.grad_fn is not None]
-        users: dict[Any, list[Any]] = defaultdict(list)
-        called = [node for calls in self.calls.values() for call in calls for node in call.nodes if node is not None]
-        for node in _reach(self._roots + called, frozenset()):
-            for parent in _parents(node):
-                users[parent].append(node)
-        self._from_image: set[Any] = set()
-        stack = [self._image]
-        while stack:
-            node = stack.pop()
-            if node not in self._from_image:
-                self._from_image.add(node)
-                stack.extend(users[node])
 
     def depends_on_image(self, call: Call) -> bool:
         """Whether any tensor of the call was computed from the image."""
@@ -167,7 +160,14 @@ class Trace:
 
     def is_from_image(self, node: Any) -> bool:
         """Whether a tensor with this autograd node (None: without one) was computed from the image."""
-        return node in self._from_image
+        stack = [] if node is None or node in self._from_image else [node]
+        while stack:
+            unknown = [parent for parent in _parents(stack[-1]) if parent not in self._from_image]
+            if not unknown:
+                known = stack.pop()
+                self._from_image[known] = any(self._from_image[parent] for parent in _parents(known))
+            stack += unknown
+        return self._from_image.get(node, False)
 
     def cut(self, names: tuple[str, ...]) -> 'Cut':
         """What reaches the logits when the outputs of the modules `names`, together, are replaced by a feature.
@@ -188,7 +188,7 @@ class Trace:
                 raise BoundaryError(
                     f'{where} cannot be a boundary: the output of {name!r} does not depend on the image. '
                     f'Choose another module in `boundaries`.')
-            stops.update(node for node in calls[0].nodes if node in self._from_image)
+            stops.update(filter(self.is_from_image, calls[0].nodes))
         nodes = _reach(self._roots, stops)
         if self._image in nodes:
             raise BoundaryError(
@@ -211,6 +211,11 @@ class Cut:
     def features(self, call: Call) -> list[torch.Tensor]:
         """Of what a boundary's module returned, the tensors that the logits need."""
         return [t for t, node in zip(tensors(call.output), call.nodes, strict=True) if node in self.nodes]
+
+
+def _nothing_saved() -> Any:
+    """Autograd graphs without what a backward would need: gigabytes for a large student."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda nothing: nothing)
 
 
 def _parents(node: Any) -> list[Any]:

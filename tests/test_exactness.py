@@ -9,10 +9,12 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-from sf_teacher import SFTN
+import sf_teacher.tails
+from sf_teacher import SFTN, BoundaryError
 from sf_teacher.losses import joint_loss
 from sf_teacher.stages import student_boundaries
 from sf_teacher.tails import Tail
+from sf_teacher.trace import Trace, tensors
 from tests.families import build_small
 from tests.family_checks import check_step, check_tail, check_teacher
 
@@ -76,6 +78,38 @@ def test_tails_are_exact_at_every_boundary(name):
     assert len(boundaries) >= 2
     for boundary in boundaries:
         check_tail(student, boundary, trace, input_size)
+
+
+# convolutions; token positions that are constants of the tail; positions that depend on how many blanks there are
+@pytest.mark.parametrize('name,kwargs', [
+    ('test_resnet', {}), ('gemma4_vit_167m', {'depth': 4, 'embed_dim': 128, 'num_heads': 2, 'intermediate_size': 64}),
+    ('deepseek_vit_412m', {'depth': 4, 'embed_dim': 64, 'num_heads': 2})])
+def test_tails_for_large_images_are_checked_on_small_ones(name, kwargs, monkeypatch):
+    size = (3, 252, 252) if 'deepseek' in name else (3, 384, 384)
+    student = timm.create_model(name, num_classes=10, **kwargs)
+    boundaries, trace = student_boundaries(student, size)
+    tail = Tail(student, boundaries[0].cut, trace)
+    constants = {n: b.clone() for n, b in tail.named_buffers()}
+    compare, sizes = sf_teacher.tails._compare, []
+    monkeypatch.setattr(sf_teacher.tails, '_compare', lambda at, *args, **kwargs: (
+        sizes.append(at.input_size), compare(at, *args, **kwargs)))
+    sf_teacher.tails.check_tails(trace, [tail])
+    assert sizes == [(3, size[1] // 3, size[2] // 3) if 'deepseek' in name else (3, 96, 96)]
+    assert tail.input_size == size and all(torch.equal(b, constants[n]) for n, b in tail.named_buffers())
+    check_tail(student, boundaries[0], trace, size)
+
+    original = Tail.forward
+    monkeypatch.setattr(Tail, 'forward', lambda self, *features: original(self, *features) * (1 + 1e-6))
+    with pytest.raises(BoundaryError, match='does not reproduce the logits'):
+        sf_teacher.tails.check_tails(trace, [tail])
+
+
+def test_a_recorded_forward_keeps_no_activations():
+    student, kept = model('test_resnet'), []
+    trace = Trace(student, SIZE, ['layer1'])
+    for name, calls in trace.calls.items():
+        kept += [name for call in calls for t in tensors(call.output) if not t.is_meta]
+    assert kept == ['layer1']
 
 
 def test_a_tail_never_runs_the_prefix():
