@@ -35,7 +35,7 @@ class MethodLoss(nn.Module):
           kwargs:
             is_from_teacher: False
             method:
-              kl_weight: 3.0
+              kl_weight: 1.0
               temperature: 1.0
             criterion:
               key: 'CrossEntropyLoss'

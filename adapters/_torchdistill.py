@@ -68,7 +68,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
               kwargs:
                 students: 'resnet18'
                 method: &method
-                  kl_weight: 3.0
+                  kl_weight: 1.0
                 input_size: [3, 32, 32]
                 num_epochs: *epochs1
                 export:

@@ -43,7 +43,7 @@ matplotlib.use('agg')
 import matplotlib.pyplot as plt
 
 TEACHER, STUDENT = 'test_resnet', 'test_efficientnet'     # 0.37 M and 0.10 M parameters
-METHOD = sf_teacher.SFTN(kl_weight=1., detach_teacher_logits=True)
+METHOD = sf_teacher.SFTN()
 SIZE, TRAIN, VALIDATION = 32, 200, 500
 MEAN = STD = (0.5, 0.5, 0.5)
 EPOCHS, BATCH = 30, 20

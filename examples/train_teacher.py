@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument('--pretrained', action='store_true', help='start from a pretrained teacher')
     parser.add_argument('--img-size', type=int, default=32)
     parser.add_argument('--ce-weight', type=float, default=1., help="of the branches' task loss")
-    parser.add_argument('--kl-weight', type=float, default=3., help='of the divergence between teacher and branches')
+    parser.add_argument('--kl-weight', type=float, default=1., help='of the divergence between teacher and branches')
     parser.add_argument('--epochs', type=int, default=5)
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--opt', default='adamw')

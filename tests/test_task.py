@@ -258,8 +258,10 @@ def test_two_ranks_stay_equal_without_find_unused_parameters(tmp_path, options):
     assert run.stdout.count('equal') == 2
 
 
-def test_sftn_presets_are_the_reported_settings():
-    assert SFTN() == SFTN(teacher_weight=1., ce_weight=1., kl_weight=3., temperature=1., reduction='mean')
+def test_sftn_defaults_and_the_reported_settings():
+    assert SFTN() == SFTN(teacher_weight=1., ce_weight=1., kl_weight=1., temperature=1., detach_teacher_logits=True,
+                          reduction='mean')
+    assert SFTN.reported() == SFTN(kl_weight=3., temperature=1., detach_teacher_logits=False, reduction='mean')
 
 
 def test_export_is_a_plain_teacher_with_a_card(tmp_path):

@@ -3,7 +3,7 @@
     python examples/sweeps/digits.py --jobs 2 --out digits.jsonl
 
 First the recipe is tuned for the *standard* teacher (learning rates, temperature and weight of the distillation), then,
-with that recipe, the options of SFTN, one at a time. A run that is started again with the same --out goes on where it
+with that recipe, the options of SFTN, starting from those reported, one at a time. A run that is started again with the same --out goes on where it
 stopped. `digits.jsonl` beside this file is what was measured; each line names its recipe, since the learning rates were
 tuned on the way, and only those of the present one are counted. Prints for each setting the accuracy of teacher and
 student on the validation images, mean ± std over the seeds.
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import statistics
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import quickstart as q
 import sf_teacher
 
 SEEDS = (100, 101, 102, 103)
-Setting = dict[str, Any]        # recipe options by name, and 'method': the options of SFTN, None for a standard teacher
+Setting = dict[str, Any]        # recipe options by name, and 'method': changes to SFTN.reported() or None (standard)
 RECIPES: dict[str, Setting] = {
     'recipe: as committed': {},
     'recipe: teacher lr 5e-3': {'teacher_lr': 5e-3},
@@ -73,7 +74,7 @@ def measure(name: str, seed: int, setting: Setting) -> dict[str, Any]:
     torch.set_num_threads(1)
     train, validation, _ = q.load()
     options = setting.get('method')
-    task = q.teacher_task(seed, None if options is None else sf_teacher.SFTN(**options))
+    task = q.teacher_task(seed, None if options is None else replace(sf_teacher.SFTN.reported(), **options))
     lr, plain = setting.get('teacher_lr', q.TEACHER_LR), int(setting.get('plain_epochs', 0) * q.EPOCHS)
     if plain:
         q.fit(q.ClassificationTask(task.teacher, verbose=False), train, plain, lr, seed)
