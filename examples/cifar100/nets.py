@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)      # of CIFAR-100's training images
 BOUNDARIES = ('layer1', 'layer2')       # layer3 is the last: behind it are only norm and head
 
 
@@ -60,7 +61,8 @@ class CifarNet(nn.Module):
     def __init__(self, block: type[nn.Module], depth: int, widths: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         wide = block is WideBlock
-        self.num_classes, self.in_chans = num_classes, 3
+        self.num_classes, self.in_chans = num_classes, 3            # what timm.task asks of a student
+        self.pretrained_cfg = {'mean': MEAN, 'std': STD}
         self.stem = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.stem_norm = nn.Identity() if wide else nn.Sequential(nn.BatchNorm2d(widths[0]), nn.ReLU())
         for i in (1, 2, 3):

@@ -24,6 +24,7 @@ from typing import Any
 import nets
 import timm
 import torch
+from nets import MEAN, STD
 from protocol import Protocol, Run, Spec, chains, read
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
@@ -39,7 +40,6 @@ from sf_teacher.stages import forward_with_maps, teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
 
 HERE = Path(__file__).resolve().parent
-MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 Images = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
