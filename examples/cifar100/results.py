@@ -17,7 +17,7 @@ from sf_teacher.similarity import interval
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / 'README.md'
 MARKS = '<!-- cpu.yaml, by examples/cifar100/results.py -->', '<!-- end of cpu.yaml -->'
-PROTOCOLS = ('cpu', 'controls', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
+PROTOCOLS = ('cpu', 'controls', 'other_student', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
 Result = dict[str, Any]
 Arms = dict[str, list[tuple[Result | None, Result]]]       # by arm: teacher's and student's result for each seed
 
@@ -101,7 +101,7 @@ def section(name: str) -> str:
 
 CIFAR-100, classes {first} to {end - 1}, {protocol.per_class or 500} training images of each, {protocol.size} px,
 {protocol.train["epochs"]} epochs of batches of {protocol.batch_size} unless a row says otherwise; seeds
-{", ".join(map(str, protocol.seeds))}; accuracy of the last epoch on the test images, mean ± standard deviation;
+{", ".join(sorted({str(r["seed"]) for r in unique}))}; accuracy of the last epoch on the test images, mean ± standard deviation;
 differences to the standard teacher are paired by seed, with their 95 % interval. {len(unique)} runs,
 {sum(r["seconds"] for r in unique) / 3600:.1f} hours of training on {"; ".join(machines)}.
 
@@ -145,7 +145,7 @@ def figure(name: str) -> None:
             if arm != ALONE:
                 alike.scatter([s['kl'] for _, s in runs], [s['cka'] for _, s in runs], color=styles[arm]['color'],
                               marker='o' if styles[arm]['linestyle'] == '-' else 'x', label=arm)
-        curve.set(title=f'{pair}: students', xlabel='epoch', ylabel='test accuracy, % (mean of the seeds)')
+        curve.set(title=f'{pair}\nstudents', xlabel='epoch', ylabel='test accuracy, % (mean of the seeds)')
         alike.set(title='teacher and student, a dot a seed', xlabel='KL(teacher || student), nats', ylabel='CKA')
         names = [arm for arm in arms if arm not in (ALONE, STANDARD)]
         for who, offset, label in ((0, 0.15, 'teacher'), (1, -0.15, 'student')):
@@ -155,8 +155,8 @@ def figure(name: str) -> None:
                           color='0.6' if who == 0 else 'C3')
         gain.axvline(0, color='black', linewidth=0.8)
         gain.set_yticks(range(len(names)), names)
-        gain.invert_yaxis()
-        gain.set(title='against the standard teacher', xlabel='points, 95 % interval')
+        gain.set_ylim(len(names) - 0.5, -0.5)
+        gain.set(title='teacher and student against the standard ones', xlabel='points, 95 % interval')
         gain.legend()
         curve.legend(fontsize='x-small')
         for ax in (curve, alike, gain):
