@@ -1,6 +1,6 @@
 """How a feature tensor of any architecture relates to a map [B, C, H, W]."""
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -74,6 +74,13 @@ class Sample:
         self.shape = tuple(raw.shape)
         self.last = _thinned(raw, -1)       # where the channels are last
         self.second = _thinned(raw, 1) if raw.ndim == 4 else self.last
+        self._peaks: dict[int, float] = {}
+
+    def peak(self, prefix: int = 0) -> float:
+        """Largest value of a map, or of the tokens after `prefix`; does not depend on their order."""
+        if prefix not in self._peaks:
+            self._peaks[prefix] = self.second[:, prefix:].max().item()
+        return self._peaks[prefix]
 
 
 def _thinned(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -83,29 +90,25 @@ def _thinned(x: torch.Tensor, dim: int) -> torch.Tensor:
     return x.index_select(dim, channels)
 
 
-def match_layout(raw: Sample, reference: torch.Tensor) -> Layout | None:
+def match_layout(raw: Sample, reference: Sample) -> Layout | None:
     """Find the layout in which `raw` is the map `reference` [1, C, H, W], or None if it is another tensor.
 
     Both must come from one forward pass, so that the comparison can be exact. Hiera's tokens are permuted; the
     permutation is found by nearest neighbours and then checked for equality.
     """
     _, c, h, w = reference.shape
-    shape, layout, values = raw.shape, None, raw.last
+    shape, few = raw.shape, reference.second
     if shape == (1, c, h, w):
-        layout, values = Layout('NCHW', c, (h, w)), raw.second
-    elif shape == (1, h, w, c):
+        return Layout('NCHW', c, (h, w)) if torch.equal(raw.second, few) else None
+    layout = None
+    if shape == (1, h, w, c):
         layout = Layout('NHWC', c, (h, w))
     elif len(shape) == 3 and shape[0] == 1 and shape[2] == c and 0 <= shape[1] - h * w <= 16:
-        layout = Layout('NLC', c, (h, w), prefix=shape[1] - h * w)
-    if layout is None:
-        return None
-    few = _thinned(reference, 1)
-    if layout.kind == 'NLC':
-        order = _token_order(values[0, layout.prefix:], few[0].flatten(1).T)
-        layout = replace(layout, order=order)
-    if not torch.equal(values[:, layout.prefix:], layout.from_map(few)):
-        return None
-    return replace(layout, signed=bool((reference < 0).any()))
+        prefix = shape[1] - h * w
+        if raw.peak(prefix) == reference.peak():    # of most pairs no more is looked at
+            order = _token_order(raw.last[0, prefix:], few[0].flatten(1).T)
+            layout = Layout('NLC', c, (h, w), prefix, order=order)
+    return layout if layout and torch.equal(raw.last[:, layout.prefix:], layout.from_map(few)) else None
 
 
 def _token_order(raw: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:

@@ -212,8 +212,9 @@ def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout
         _, references = _features(copied, None, x)
     result = []
     for reference in references:
-        found = ((name, match_layout(sample, reference)) for name, sample in samples)
-        result.append({name: layout for name, layout in found if layout is not None})
+        few, signed = Sample(reference), bool((reference < 0).any())
+        found = ((name, match_layout(sample, few)) for name, sample in samples)
+        result.append({name: replace(layout, signed=signed) for name, layout in found if layout is not None})
     return result
 
 
