@@ -265,7 +265,7 @@ def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_tea
     settings = yaml.safe_load((tmp_path / 'run/config.yaml').read_text())
     assert settings['num_classes'] == 10 and settings['mean'] == [0.5] * 3 and settings['hflip'] == 0.
     card = (tmp_path / 'run/teacher/README.md').read_text()
-    assert 'test_resnet' in card and 'digits' in card and 'eval_top1' in card and 'sftn' in card
+    assert 'test_resnet' in card and 'digits' in card and 'eval_top1' in card and 'SFTN' in card
 
 
 def test_dry_run_prints_plan_and_cost_and_writes_nothing(tmp_path, monkeypatch, capsys):
