@@ -44,6 +44,7 @@ class Arm:
         after: Another arm whose trained teacher it starts from.
         ramp: Fraction of the epochs in which the weight of the divergence rises from 0, epoch by epoch.
         boundaries: Instead of the pair's.
+        against: The arm that it is compared with in the results.
     """
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Arm:
     after: str | None = None
     ramp: float = 0.
     boundaries: Any = None
+    against: str = STANDARD
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,14 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
     for arm in protocol.arms.values():
         TrainConfig(**{**protocol.train, **arm.train})
         TrainConfig(**{**protocol.train, **protocol.student, **arm.student})
-        if arm.after is not None and arm.after not in protocol.arms:
-            raise SystemExit(f'{path.name}: there is no arm {arm.after!r} to start from')
+        for role, other in (('start from', arm.after), ('compare with', arm.against)):
+            if other is not None and other not in protocol.arms:
+                raise SystemExit(f'{path.name}: there is no arm {other!r} to {role}')
     if unknown := set(arms or ()) - set(protocol.arms):
         raise SystemExit(f'{path.name}: there is no arm {", ".join(sorted(unknown))}; there are '
                          f'{", ".join(protocol.arms)}')
-    chosen = {name: arm for name, arm in protocol.arms.items() if not arms or name in arms}
+    wanted = {*(arms or protocol.arms), *(protocol.arms[name].after for name in arms or ())}
+    chosen = {name: arm for name, arm in protocol.arms.items() if name in wanted}
     return replace(protocol, arms=chosen, seeds=tuple(seeds or protocol.seeds))
 
 

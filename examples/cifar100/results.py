@@ -45,9 +45,9 @@ def spread(values: Iterable[float | None], digits: int = 2) -> str:
     return f'{mean} ± {statistics.stdev(known):.{digits}f}' if len(known) > 1 else mean
 
 
-def gains(arms: Arms, arm: str, who: int) -> list[float]:
-    """Differences to the standard teacher (0) or to its student (1), seed by seed."""
-    reference = {s['seed']: (t, s) for t, s in arms.get(STANDARD, [])}
+def gains(arms: Arms, arm: str, who: int, against: str = STANDARD) -> list[float]:
+    """Differences to the teacher (0) of another arm or to its student (1), seed by seed."""
+    reference = {s['seed']: (t, s) for t, s in arms.get(against, [])}
     return [pair[who]['top1'] - reference[pair[1]['seed']][who]['top1']       # type: ignore[index]
             for pair in arms[arm] if pair[1]['seed'] in reference and pair[who] is not None]
 
@@ -65,17 +65,23 @@ def verdict(values: list[float]) -> str:
 
 def table(protocol: Protocol, arms: Arms) -> str:
     """One row an arm."""
-    head = ('teacher', 'seeds', 'teacher, %', 'student, %', 'student against standard', 'KL(T‖S), nats', 'CKA',
-            'agreement, %')
+    head = ('teacher', 'seeds', 'teacher, %', 'student, %', "student against the standard teacher's", 'KL(T‖S), nats',
+            'CKA', 'agreement, %')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for arm, runs in arms.items():
-        students = [s for _, s in runs]
+        students, against = [s for _, s in runs], _against(protocol, arm)
+        difference = '' if arm == STANDARD else verdict(gains(arms, arm, 1, against))
         lines.append('| ' + ' | '.join([
             'none (student alone)' if arm == ALONE else arm, str(len(runs)), spread(t and t['top1'] for t, _ in runs),
-            spread(s['top1'] for s in students), '' if arm == STANDARD else verdict(gains(arms, arm, 1)),
+            spread(s['top1'] for s in students),
+            difference + (f' (against "{against}")' if against != STANDARD and difference else ''),
             spread((s.get('kl') for s in students), 3), spread((s.get('cka') for s in students), 3),
             spread((s.get('agreement') for s in students), 1)]) + ' |')
     return '\n'.join(lines)
+
+
+def _against(protocol: Protocol, arm: str) -> str:
+    return protocol.arms[arm].against if arm in protocol.arms else STANDARD
 
 
 def section(name: str) -> str:
@@ -101,8 +107,8 @@ def section(name: str) -> str:
 
 CIFAR-100, classes {first} to {end - 1}, {protocol.per_class or 500} training images of each, {protocol.size} px,
 {protocol.train["epochs"]} epochs of batches of {protocol.batch_size} unless a row says otherwise; seeds
-{", ".join(sorted({str(r["seed"]) for r in unique}))}; accuracy of the last epoch on the test images, mean ± standard deviation;
-differences to the standard teacher are paired by seed, with their 95 % interval. {len(unique)} runs,
+{", ".join(sorted({str(r["seed"]) for r in unique}))}; accuracy of the last epoch on the test images, mean ± standard
+deviation; differences to the standard teacher are paired by seed, with their 95 % interval. {len(unique)} runs,
 {sum(r["seconds"] for r in unique) / 3600:.1f} hours of training on {"; ".join(machines)}.
 
 '''
@@ -149,14 +155,14 @@ def figure(name: str) -> None:
         alike.set(title='teacher and student, a dot a seed', xlabel='KL(teacher || student), nats', ylabel='CKA')
         names = [arm for arm in arms if arm not in (ALONE, STANDARD)]
         for who, offset, label in ((0, 0.15, 'teacher'), (1, -0.15, 'student')):
-            found = [interval(gains(arms, arm, who) or [0.]) for arm in names]
+            found = [interval(gains(arms, arm, who, _against(protocol, arm)) or [0.]) for arm in names]
             gain.errorbar([m for m, _ in found], [i + offset for i in range(len(names))], fmt='o', label=label,
                           xerr=[half if half < 100 else 0. for _, half in found], capsize=3,
                           color='0.6' if who == 0 else 'C3')
         gain.axvline(0, color='black', linewidth=0.8)
         gain.set_yticks(range(len(names)), names)
         gain.set_ylim(len(names) - 0.5, -0.5)
-        gain.set(title='teacher and student against the standard ones', xlabel='points, 95 % interval')
+        gain.set(title='teacher and student against those of the standard arm', xlabel='points, 95 % interval')
         gain.legend()
         curve.legend(fontsize='x-small')
         for ax in (curve, alike, gain):
