@@ -3,10 +3,10 @@
     python examples/sweeps/digits.py --jobs 2 --out digits.jsonl
 
 First the recipe is tuned for the *standard* teacher (learning rates, temperature and weight of the distillation), then,
-with that recipe, the options of SFTN, starting from those reported, one at a time. A run that is started again with the same --out goes on where it
-stopped. `digits.jsonl` beside this file is what was measured; each line names its recipe, since the learning rates were
-tuned on the way, and only those of the present one are counted. Prints for each setting the accuracy of teacher and
-student on the validation images, mean ± std over the seeds.
+with that recipe, the options of SFTN, starting from those reported, one at a time. A run that is started again with the
+same --out goes on where it stopped. `digits.jsonl` beside this file is what was measured; each line names its recipe,
+since the learning rates were tuned on the way, and only those of the present one are counted. Prints for each setting
+the accuracy of teacher and student on the validation images, mean ± std over the seeds.
 """
 from __future__ import annotations
 
