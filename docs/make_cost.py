@@ -1,0 +1,67 @@
+"""Write docs/cost.md from examples/benchmarks/step_cost.json, which examples/benchmarks/step_cost.py measured."""
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HEAD = '''\
+# What a training step costs
+
+Written by `python docs/make_cost.py` from [step_cost.json](../examples/benchmarks/step_cost.json), which
+`python examples/benchmarks/step_cost.py` measured: {device}, {threads} thread, torch {torch}, timm {timm}. CPU time of
+the process, while others kept the machine's {cores} cores busy (load average {low} to {high}), so that contention for
+caches and memory is in the figures.
+
+Everything is over plain training of the teacher. **FLOP ratio** and **activation ratio** are what `sf-teacher inspect`
+counts, the limits of time and memory. **Step ratio** is forward, loss, backward and SGD with momentum: the median over
+rounds, with the 10th and 90th percentile. **Excess** is step ratio / FLOP ratio; below 1 where the branches' layers do
+more FLOPs a second than the teacher's. **SFTN / by hand** compares with a loop that has nothing of this package: timm's
+`forward_intermediates`, convolutions, batch norms and the student's own layers. **Peak memory** is weights, optimizer
+state and the most that a step allocates, so it grows with the branches' weights too. GTN has a pool of three, the
+student with two others (`POOL` in the script): ratios are means over their steps.
+
+Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's (SFTN: the loop by hand has it
+too), TESKD's batch norms and interpolations at the resolution of the first stage, and GTN's gradients and optimizer,
+which pass over the banks of all students in every step, whatever the size of the batch.
+'''
+COLUMNS = ['pair', 'method', 'FLOP ratio', 'step ratio', 'excess', 'SFTN / by hand', 'activation ratio',
+           'peak memory ratio']
+POOLED = '''\
+## GTN with a pool of 8 against 8 SFTN runs
+
+{teacher} with {pool}; {sizes}.
+
+One GTN training costs {share} of eight SFTN trainings of as many steps each (the limit is 0.125). Its step takes {step}
+of an SFTN step with the same student, its peak memory is {peak:.2f} of the largest SFTN run's.
+'''
+
+
+def render(data: dict) -> str:
+    loads = sorted(r['load'] for r in data['rows'])
+    text = HEAD.format(**data['machine'], low=loads[0], high=loads[-1])
+    for compiled in (False, True):
+        rows = [r for r in data['rows'] if r['compiled'] == compiled]
+        text += f'\n## {"Compiled" if compiled else "Eager"}\n\n{"; ".join(sorted(set(map(sizes, rows))))}.\n\n'
+        text += f'| {" | ".join(COLUMNS)} |\n' + '|---' * len(COLUMNS) + '|\n'
+        for r in rows:
+            cells = [r['pair'], r['method'].upper(), f'{r["flop_ratio"]:.2f}', spread(r['step_ratio']),
+                     f'{r["excess"]:.2f}', spread(r['by_hand']) if r['by_hand'] else '-',
+                     f'{r["activation_ratio"]:.2f}', f'{r["peak_ratio"]:.2f}']
+            text += f'| {" | ".join(cells)} |\n'
+    pool = data['pool']
+    return text + '\n' + POOLED.format(
+        teacher=pool['teacher'], pool=', '.join(pool['pool']), sizes=sizes(pool),
+        share=spread(pool['gtn_over_eight_sftn'], 3), step=spread(pool['gtn_step_over_sftn_step']),
+        peak=pool['peak_over_largest_sftn'])
+
+
+def sizes(row: dict) -> str:
+    return f'{row["size"]} px, batches of {row["batch_size"]}, {row["rounds"]} rounds'
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    return f'{values[0]:.{digits}f} ({values[1]:.{digits}f} to {values[2]:.{digits}f})'
+
+
+if __name__ == '__main__':
+    results = json.loads((ROOT / 'examples' / 'benchmarks' / 'step_cost.json').read_text())
+    (ROOT / 'docs' / 'cost.md').write_text(render(results))
