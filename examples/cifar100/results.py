@@ -89,7 +89,7 @@ def section(name: str) -> str:
     protocol = read(HERE / f'{name}.yaml')
     parts, results = [], []
     for pair, spec in protocol.pairs.items():
-        for student in ('own', *spec.others):
+        for student in spec.others or ('own',):
             arms = collect(protocol, pair, student)
             if set(arms) - {ALONE}:
                 title = pair if student == 'own' else f'{pair}, student {student} (not the branch)'
@@ -138,7 +138,8 @@ def figure(name: str) -> None:
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     protocol = read(HERE / f'{name}.yaml')
-    rows = [(pair, arms) for pair in protocol.pairs if STANDARD in (arms := collect(protocol, pair))]
+    rows = [(pair if student == 'own' else f'{pair}, {student}', arms) for pair, spec in protocol.pairs.items()
+            for student in spec.others or ('own',) if STANDARD in (arms := collect(protocol, pair, student))]
     if not rows:
         return
     fig, axes = plt.subplots(len(rows), 3, figsize=(15, 1.2 + 3.4 * len(rows)), layout='constrained', squeeze=False)
@@ -162,7 +163,7 @@ def figure(name: str) -> None:
         gain.axvline(0, color='black', linewidth=0.8)
         gain.set_yticks(range(len(names)), names)
         gain.set_ylim(len(names) - 0.5, -0.5)
-        gain.set(title='teacher and student against those of the standard arm', xlabel='points, 95 % interval')
+        gain.set(title='against the standard arm', xlabel='points, 95 % interval')
         gain.legend()
         curve.legend(fontsize='x-small')
         for ax in (curve, alike, gain):
