@@ -17,6 +17,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .errors import SFTeacherError
+from .extra_state import PlainWithExtra
 
 _logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class StudentWithSimplifier(nn.Module):
         return self.student(x), self.simplifier(teacher_logits)
 
 
-class StudentFriendlyKDTask(LogitDistillationTask):
+class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
     """Distils a student from any frozen teacher by way of a simplifier; what is evaluated and saved is the student.
 
     The loss is that of `timm.task.LogitDistillationTask`, with the simplifier's targets in the place of the teacher's
@@ -168,6 +169,7 @@ class StudentFriendlyKDTask(LogitDistillationTask):
         losses['loss'].backward()
         ```
     """
+    joint, plain_name, extra_name = StudentWithSimplifier, 'student', 'simplifier'
 
     def __init__(
             self,
@@ -252,29 +254,6 @@ class StudentFriendlyKDTask(LogitDistillationTask):
         self.trainable_module = cast(nn.Module, torch.compile(self.trainable_module, **options))
         self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
         return self.eval_model
-
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain student (compiled if the task is), or its EMA."""
-        module = super().get_eval_model(module, ema)
-        inner = unwrap_model(module) if module is not None else None
-        return inner.student if isinstance(inner, StudentWithSimplifier) else module
-
-    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The simplifier, which a checkpoint keeps beside the plain student's ``state_dict``."""
-        module = module if module is not None else self.get_trainable_module(ema=ema)
-        return {} if module is None else {'simplifier': unwrap_model(module).simplifier.state_dict()}
-
-    def load_task_state(
-            self,
-            state: dict[str, Any] | None,
-            strict: bool = True,
-            module: nn.Module | None = None,
-            ema: bool = False,
-    ) -> None:
-        """Load the simplifier of a checkpoint."""
-        module = module if module is not None else self.get_trainable_module(ema=ema)
-        if state and module is not None:
-            unwrap_model(module).simplifier.load_state_dict(state['simplifier'], strict=strict)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Parameters whose gradients are clipped, as `LogitDistillationTask` chooses them, and the simplifier's."""

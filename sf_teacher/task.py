@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .branches import BranchOutput, BranchSet, Plan
 from .checks import check_batch, check_model, check_size, check_target
 from .errors import SFTeacherError
+from .extra_state import PlainWithExtra
 from .losses import joint_loss
 from .methods import Method, get_method, options
 from .pairing import pick_boundary
@@ -57,7 +57,7 @@ class BranchedTeacher(nn.Module):
                 for name in module.no_weight_decay()}
 
 
-class StudentFriendlyTask(TrainingTask):
+class StudentFriendlyTask(PlainWithExtra):
     """Trains a teacher together with student branches; what is evaluated, saved and exported is the plain teacher.
 
     Args:
@@ -84,6 +84,7 @@ class StudentFriendlyTask(TrainingTask):
         losses['loss'].backward()
         ```
     """
+    joint, plain_name, extra_name = BranchedTeacher, 'teacher', 'branches'
 
     def __init__(
             self,
@@ -225,29 +226,6 @@ class StudentFriendlyTask(TrainingTask):
         self.eval_model = compiled
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
         return compiled
-
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain teacher (compiled if the task is), or its EMA."""
-        module = super().get_eval_model(module, ema)
-        inner = unwrap_model(module) if module is not None else None
-        return inner.teacher if isinstance(inner, BranchedTeacher) else module
-
-    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The branches, which a checkpoint keeps beside the plain teacher's ``state_dict``."""
-        module = module if module is not None else self.get_trainable_module(ema=ema)
-        return {} if module is None else {'branches': unwrap_model(module).branches.state_dict()}
-
-    def load_task_state(
-            self,
-            state: dict[str, Any] | None,
-            strict: bool = True,
-            module: nn.Module | None = None,
-            ema: bool = False,
-    ) -> None:
-        """Load the branches of a checkpoint."""
-        module = module if module is not None else self.get_trainable_module(ema=ema)
-        if state and module is not None:
-            unwrap_model(module).branches.load_state_dict(state['branches'], strict=strict)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Parameters whose gradients are clipped; `exclude_head` leaves out every classifier (adaptive clipping)."""

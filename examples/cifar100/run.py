@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import multiprocessing
-import os
 import platform
 import signal
 import sys
@@ -30,6 +29,7 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 import sf_teacher
+from sf_teacher.checkpoint import write_atomically
 from sf_teacher.config import DataConfig
 from sf_teacher.data import load_data
 from sf_teacher.in_memory import InMemoryLoader, load_images
@@ -111,9 +111,8 @@ class Worker:
             'seconds': round(sum(row['seconds'] for row in rows), 1),
             'memory_mb': round(max(row['memory_mb'] for row in rows)), 'machine': machine(self.device)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix('.tmp')
-        temporary.write_text(json.dumps(result, indent=1) + '\n')
-        os.replace(temporary, path)
+        text = json.dumps(result, indent=1) + '\n'
+        write_atomically(path, lambda file: file.write(text.encode()))
         print(f'{run.kind} {run.pair} [{run.arm}] {run.student} seed {run.seed}: {result["top1"]:.2f} % in '
               f'{result["seconds"]:.0f} s', flush=True)
 
