@@ -2,6 +2,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,39 @@ def test_killed_and_started_again_it_gives_the_same_numbers(tiny):
     assert all(path.stat().st_mtime_ns == then for path, then in first.items())     # what was done is not done again
     assert {key: result['curve'] for key, result in again.items()} == {
         key: result['curve'] for key, result in run(tiny, 'whole', 'by_name').items()}
+
+
+def test_a_teacher_whose_weights_are_gone_is_trained_again_for_its_students(tiny):
+    first = run(tiny, 'gone', 'by_name')
+    results = tiny / 'results-gone' / 'tiny'
+    student, = (key for key, result in first.items() if result['settings'].get('teacher'))
+    teacher = first[student]['settings']['teacher']
+    shutil.rmtree(tiny / 'gone')
+    for reproduces in (True, False):
+        (results / f'{student}.json').unlink()
+        stamp = (results / f'{teacher}.json').stat().st_mtime_ns
+        if reproduces:
+            assert run(tiny, 'gone', 'by_name')[student]['curve'] == first[student]['curve']
+            assert (results / f'{teacher}.json').stat().st_mtime_ns == stamp
+            shutil.rmtree(tiny / 'gone')
+            (results / f'{teacher}.json').write_text(json.dumps({**first[teacher], 'curve': [1., 2., 3.]}))
+        else:
+            done = subprocess.run(command(tiny, 'gone', 'by_name'), capture_output=True, text=True, cwd=tiny)
+            assert done.returncode and 'teacher that this machine does not reproduce' in done.stderr
+            assert not (results / f'{student}.json').exists()
+
+
+def test_methods_with_several_branches_and_with_a_simplifier(tiny):
+    pool = [{'name': 'test_resnet'}, {'name': 'test_efficientnet'}]
+    arms = {'standard': {}, 'gtn': {'method': 'gtn', 'branch': pool},
+            'teskd': {'method': 'teskd', 'options': {'width': 8}}, 'skd': {'simplifier': True}}
+    (tiny / 'methods.yaml').write_text(yaml.safe_dump({**BY_NAME, 'arms': arms}, sort_keys=False))
+    results = run(tiny, 'methods', 'methods').values()
+    assert {(r['kind'], r['arm']) for r in results} == {
+        ('student', 'alone'), *(('student', arm) for arm in arms), *(('teacher', arm) for arm in arms if arm != 'skd')}
+    curves = {r['arm']: r['curve'] for r in results if r['kind'] == 'teacher'}
+    assert len(set(map(tuple, curves.values()))) == 3
+    assert {r['arm'] for r in results if r['settings'].get('simplifier')} == {'skd'}
 
 
 def test_results_are_made_of_the_json_files_alone(modules):

@@ -44,6 +44,8 @@ class Arm:
         after: Another arm whose trained teacher it starts from.
         ramp: Fraction of the epochs in which the weight of the divergence rises from 0, epoch by epoch.
         boundaries: Instead of the pair's.
+        branch: The model of the branches instead of the student, or several.
+        simplifier: Whether the students learn by way of a simplifier (student-friendly KD).
         against: The arm that it is compared with in the results.
     """
     method: str | None = None
@@ -53,6 +55,8 @@ class Arm:
     after: str | None = None
     ramp: float = 0.
     boundaries: Any = None
+    branch: Spec | list[Spec] | None = None
+    simplifier: bool = False
     against: str = STANDARD
 
 
@@ -145,8 +149,8 @@ def teacher_run(protocol: Protocol, pair_name: str, arm_name: str, seed: int) ->
         **_common(protocol), 'model': pair.teacher, 'train': {**protocol.train, **arm.train},
         'after': teacher_run(protocol, pair_name, arm.after, seed).key if arm.after else None}
     if arm.method:
-        settings |= {'method': arm.method, 'options': arm.options, 'ramp': arm.ramp, 'branch': pair.student,
-                     'boundaries': arm.boundaries or pair.boundaries}
+        settings |= {'method': arm.method, 'options': arm.options, 'ramp': arm.ramp,
+                     'branch': arm.branch or pair.student, 'boundaries': arm.boundaries or pair.boundaries}
     return Run('teacher', pair_name, arm_name, seed, 'own', settings)
 
 
@@ -157,6 +161,7 @@ def student_runs(protocol: Protocol, pair_name: str, arm_name: str, seed: int) -
     settings = {**_common(protocol), 'train': {**protocol.train, **protocol.student, **arm.student}}
     if arm_name != ALONE:
         settings |= {'kd': protocol.kd, 'teacher': teacher_run(protocol, pair_name, arm_name, seed).key}
+        settings |= {'simplifier': True} if arm.simplifier else {}
     return [Run('student', pair_name, arm_name, seed, name, {**settings, 'model': spec})
             for name, spec in {'own': pair.student, **pair.others}.items()]
 

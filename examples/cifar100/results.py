@@ -17,7 +17,7 @@ from sf_teacher.similarity import interval
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / 'README.md'
 MARKS = '<!-- cpu.yaml, by examples/cifar100/results.py -->', '<!-- end of cpu.yaml -->'
-PROTOCOLS = ('cpu', 'controls', 'other_student', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
+PROTOCOLS = ('cpu', 'controls', 'other_student', 'methods', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
 Result = dict[str, Any]
 Arms = dict[str, list[tuple[Result | None, Result]]]       # by arm: teacher's and student's result for each seed
 

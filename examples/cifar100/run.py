@@ -36,6 +36,7 @@ from sf_teacher.in_memory import InMemoryLoader, load_images
 from sf_teacher.methods import METHODS
 from sf_teacher.pairing import default_boundaries
 from sf_teacher.similarity import calibration_error, divergence, linear_cka
+from sf_teacher.simplifier import StudentFriendlyKDTask
 from sf_teacher.stages import forward_with_maps, teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
 
@@ -89,10 +90,8 @@ class Worker:
             self.images[split] = pixels[keep], labels[keep] - first
 
     def run(self, run: Run) -> None:
-        """Train what `run` says, unless it is done, and write its JSON file."""
+        """Train what `run` says and write its JSON file."""
         path = self.results / f'{run.key}.json'
-        if path.exists():
-            return
         task = self.task(run)
         train: Any = self.loader('train', run.seed)
         test = self.loader('test')
@@ -110,6 +109,12 @@ class Worker:
             'curve': [round(row['eval_top1'], 2) for row in rows], **self.compared(model, task, test),
             'seconds': round(sum(row['seconds'] for row in rows), 1),
             'memory_mb': round(max(row['memory_mb'] for row in rows)), 'machine': machine(self.device)}
+        if path.exists():       # a teacher whose weights were gone
+            if json.loads(path.read_text())['curve'] != result['curve']:
+                raise RuntimeError(f'{path} is of a teacher that this machine does not reproduce (it reaches '
+                                   f'{result["top1"]:.2f} % here), so its other students had another teacher: give '
+                                   f'another folder as --results')
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + '\n'
         write_atomically(path, lambda file: file.write(text.encode()))
@@ -123,8 +128,8 @@ class Worker:
             student = build(s['model'], 1000 + seed, self.num_classes).to(self.device)
             if 'teacher' not in s:
                 return ClassificationTask(student, device=self.device, verbose=False)
-            teacher = self.teacher(s['teacher'])
-            return LogitDistillationTask(student, teacher, device=self.device, verbose=False, **s['kd'])
+            cls = StudentFriendlyKDTask if s.get('simplifier') else LogitDistillationTask
+            return cls(student, self.teacher(s['teacher']), device=self.device, verbose=False, **s['kd'])
         teacher = build(s['model'], seed, self.num_classes)
         if s['after']:
             teacher.load_state_dict(self.teacher(s['after']).state_dict())
@@ -132,7 +137,8 @@ class Worker:
         if 'method' not in s:
             return ClassificationTask(teacher, device=self.device, verbose=False)
         method = METHODS[s['method']](**s['options'])
-        students = [build(s['branch'], 2000 + seed, self.num_classes)] if method.takes_students else []
+        branches = s['branch'] if isinstance(s['branch'], list) else [s['branch']]
+        students = [build(b, 2000 + seed, self.num_classes) for b in branches] if method.takes_students else []
         boundaries = s['boundaries'] and [tuple(b) if isinstance(b, list) else b for b in s['boundaries']]
         return sf_teacher.wrap(teacher, students, method=method, boundaries=boundaries, input_size=self.size)
 
@@ -201,6 +207,21 @@ class Ramped:
         return iter(self.loader)
 
 
+def to_do(phases: list[list[list[Run]]], results: Path, work: Path) -> list[list[list[Run]]]:
+    """What of the chains has no result; and teachers that have one, but whose weights are gone and asked for."""
+    runs = {run.key: run for phase in phases for chain in phase for run in chain}
+    todo = {key for key in runs if not (results / f'{key}.json').exists()}
+    asked = list(todo)
+    while asked:
+        settings = runs[asked.pop()].settings
+        for key in {settings.get('teacher'), settings.get('after')} - {None} - todo:
+            if not (work / key / 'teacher' / 'config.json').exists():
+                todo.add(key)
+                asked.append(key)
+    chosen = [[[run for run in chain if run.key in todo] for chain in phase] for phase in phases]
+    return [[chain for chain in phase if chain] for phase in chosen]
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Where a run was made."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
@@ -248,7 +269,7 @@ def main() -> None:
     load(source, work, protocol.size)       # once, before several processes need it
     with multiprocessing.get_context('spawn').Pool(
             args.jobs, _start, (source, protocol, work, args.results, args.device, args.threads)) as pool:
-        for phase in chains(protocol):
+        for phase in to_do(chains(protocol), args.results / protocol.results, work):
             for _ in pool.imap_unordered(_chain, phase):
                 pass
 
