@@ -13,9 +13,9 @@ from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from sf_teacher import SFTeacherError, wrap
+from sf_teacher.attach import BranchedTeacher
 from sf_teacher.branches import BranchOutput, BranchSet
 from sf_teacher.methods import Method, options
-from sf_teacher.task import BranchedTeacher
 
 from ._loss import configured
 

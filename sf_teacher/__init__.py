@@ -2,8 +2,8 @@
 from .build import wrap
 from .errors import BoundaryError, SFTeacherError
 from .export import export
+from .kd_task import StudentFriendlyKDTask
 from .methods import GTN, SFTN, TESKD, Method
-from .simplifier import StudentFriendlyKDTask
 from .task import StudentFriendlyTask
 from .verify import verify
 from .version import __version__

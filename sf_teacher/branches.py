@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from .cuts import student_boundaries
 from .errors import SFTeacherError
 from .pairing import default_boundaries, pair_boundaries, pick_boundary
-from .stages import Boundary, Size, student_boundaries
-from .tails import Tail, check_tails
+from .stages import Boundary, Size
+from .tail_check import check_tails
+from .tails import Tail
 from .transforms import Transform
 
 

@@ -16,8 +16,9 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
-from .config import TrainConfig, changed, read_yaml, to_yaml
+from .config import TrainConfig
 from .errors import SFTeacherError
+from .settings import changed, read_yaml, to_yaml
 
 try:
     import fcntl

@@ -13,8 +13,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .config import Checked, DataConfig, ReportRun, StudentRun, TeacherRun, TrainConfig, from_dict, read_yaml
+from .config import DataConfig, ReportRun, StudentRun, TeacherRun, TrainConfig
 from .errors import SFTeacherError
+from .settings import Checked, from_dict, read_yaml
 
 
 def add_train(commands: Any) -> None:

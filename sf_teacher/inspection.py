@@ -11,10 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .build import create_model
 from .checks import check_model, check_size
+from .cuts import student_boundaries
 from .errors import SFTeacherError
 from .methods import Method, get_method, options
 from .pairing import default_boundaries
-from .stages import Size, default_input_size, student_boundaries, teacher_boundaries
+from .stages import Size, default_input_size
+from .taps import teacher_boundaries
 from .task import Boundaries, StudentFriendlyTask
 
 _logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from .config import StudentRun, TeacherRun
 from .data import Data, create_loaders, flip_probability, load_data
 from .errors import SFTeacherError
 from .guard import World
+from .kd_task import StudentFriendlyKDTask
 from .methods import METHODS, Method, get_method
 from .parts import criterion
-from .simplifier import StudentFriendlyKDTask
 
 RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)

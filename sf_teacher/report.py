@@ -19,7 +19,7 @@ from .pairing import default_boundaries, pair_boundaries
 from .parts import eval_model
 from .plan import Plan, load_teacher, plan_student
 from .similarity import calibration_error, divergence, entropy, interval, linear_cka
-from .stages import forward_with_maps, teacher_boundaries
+from .taps import forward_with_maps, teacher_boundaries
 from .training import fit
 
 _logger = logging.getLogger(__name__)

@@ -11,50 +11,16 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .branches import BranchOutput, BranchSet, Plan
+from .attach import Boundaries, BranchedTeacher, make_plan
+from .branches import BranchOutput, BranchSet
 from .checks import check_batch, check_model, check_size, check_target
 from .errors import SFTeacherError
 from .extra_state import PlainWithExtra
 from .losses import joint_loss
 from .methods import Method, get_method, options
-from .pairing import pick_boundary
-from .stages import Boundary, Size, default_input_size, feature_info, forward_with_maps, teacher_boundaries
+from .stages import Size, default_input_size
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Boundaries = Sequence[int | str | tuple[int | str, int | str]]
-
-
-class BranchedTeacher(nn.Module):
-    """A teacher and its branches in one forward, so that distributed training synchronises the gradients of both.
-
-    Args:
-        teacher: The plain model, which stays as it is.
-        branches: Branch set built for it.
-        active: Whether the branches are executed.
-
-    Shape:
-        - input: images [B, C, H, W].
-        - output: the teacher's logits [B, K] and the branches' output, or None where they are not executed.
-    """
-
-    def __init__(self, teacher: nn.Module, branches: BranchSet, active: bool = True) -> None:
-        super().__init__()
-        self.teacher, self.branches, self.active = teacher, branches, active
-        if not active:
-            branches.requires_grad_(False)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, BranchOutput | None]:
-        if not self.active:
-            return self.teacher(x), None
-        logits, maps = forward_with_maps(self.teacher, self.branches.boundaries, x)
-        return logits, self.branches(maps, logits)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that the teacher and the students exclude from weight decay."""
-        return {f'{path}.{name}' if path else name
-                for path, module in self.named_modules() if module is not self and hasattr(module, 'no_weight_decay')
-                for name in module.no_weight_decay()}
 
 
 class StudentFriendlyTask(PlainWithExtra):
@@ -108,7 +74,7 @@ class StudentFriendlyTask(PlainWithExtra):
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.input_size = check_size(input_size or default_input_size(model))
         with torch.random.fork_rng(devices=[]):     # branches leave the training's random numbers alone
-            plan = _plan(model, students, boundaries, self.input_size)
+            plan = make_plan(model, students, boundaries, self.input_size)
             branches = self.method.build(plan).to(self.device, self.dtype)
         self.num_classes, self.student_names = plan.num_classes, [type(s).__name__ for s in students]
         self.trainable_module: Any = BranchedTeacher(model, branches, self.method.uses_branches)
@@ -256,25 +222,6 @@ class StudentFriendlyTask(PlainWithExtra):
             ')',
         ]
         return '\n'.join(lines)
-
-
-def _plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries | None, input_size: Size) -> Plan:
-    pairs = [b if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
-    if boundaries is not None and not pairs:
-        raise SFTeacherError('boundaries=[] leaves nothing to attach a branch to: name boundaries, or omit it')
-    known = {f.get('module') for f in feature_info(teacher)}
-    by_path = [str(t) for t, _ in pairs if isinstance(t, str) and t not in known]
-    names = [str(t) for t, _ in pairs] if by_path else None
-    found, logits = teacher_boundaries(teacher, input_size, names)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise SFTeacherError(f'teacher {type(teacher).__name__} must return logits [B, K], one tensor; it returns '
-                             f'{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}')
-    chosen: list[Boundary] | None = [pick_boundary(found, t, teacher, 'teacher') for t, _ in pairs] or None
-    modules = [s for _, s in pairs if s is not None]
-    if modules and len(modules) < len(pairs):
-        raise SFTeacherError(f'boundaries={list(boundaries or ())!r} mixes pairs and single teacher boundaries: give '
-                             f'either for all')
-    return Plan(found, chosen, students, [modules or None for _ in students], input_size, logits.shape[-1])
 
 
 def _classifier_parameters(module: Any) -> list[nn.Parameter]:

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import sf_teacher
+from sf_teacher.cuts import student_boundaries
 from sf_teacher.pairing import default_boundaries
-from sf_teacher.stages import Boundary, student_boundaries
+from sf_teacher.stages import Boundary
 from sf_teacher.tails import Tail
 from sf_teacher.trace import Trace, hooked, tensors
 

@@ -9,10 +9,11 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-import sf_teacher.tails
+import sf_teacher.tail_check
 from sf_teacher import SFTN, BoundaryError
+from sf_teacher.cuts import student_boundaries
 from sf_teacher.losses import joint_loss
-from sf_teacher.stages import student_boundaries
+from sf_teacher.tail_check import check_tails
 from sf_teacher.tails import Tail
 from sf_teacher.trace import Trace, tensors
 from tests.families import build_small
@@ -90,10 +91,10 @@ def test_tails_for_large_images_are_checked_on_small_ones(name, kwargs, monkeypa
     boundaries, trace = student_boundaries(student, size)
     tail = Tail(student, boundaries[0].cut, trace)
     constants = {n: b.clone() for n, b in tail.named_buffers()}
-    compare, sizes = sf_teacher.tails._compare, []
-    monkeypatch.setattr(sf_teacher.tails, '_compare', lambda at, *args, **kwargs: (
+    compare, sizes = sf_teacher.tail_check._compare, []
+    monkeypatch.setattr(sf_teacher.tail_check, '_compare', lambda at, *args, **kwargs: (
         sizes.append(at.input_size), compare(at, *args, **kwargs)))
-    sf_teacher.tails.check_tails(trace, [tail])
+    check_tails(trace, [tail])
     assert sizes == [(3, size[1] // 3, size[2] // 3) if 'deepseek' in name else (3, 96, 96)]
     assert tail.input_size == size and all(torch.equal(b, constants[n]) for n, b in tail.named_buffers())
     check_tail(student, boundaries[0], trace, size)
@@ -101,7 +102,7 @@ def test_tails_for_large_images_are_checked_on_small_ones(name, kwargs, monkeypa
     original = Tail.forward
     monkeypatch.setattr(Tail, 'forward', lambda self, *features: original(self, *features) * (1 + 1e-6))
     with pytest.raises(BoundaryError, match='does not reproduce the logits'):
-        sf_teacher.tails.check_tails(trace, [tail])
+        check_tails(trace, [tail])
 
 
 def test_a_recorded_forward_keeps_no_activations():

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 
 import sf_teacher
 from sf_teacher import GTN, SFTN, SFTeacherError
-from sf_teacher.stages import student_boundaries
+from sf_teacher.cuts import student_boundaries
 from sf_teacher.tails import Tail
 
 SIZE = (3, 64, 64)

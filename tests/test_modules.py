@@ -9,7 +9,7 @@ from torch import nn
 
 import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
-from sf_teacher.stages import student_boundaries
+from sf_teacher.cuts import student_boundaries
 from sf_teacher.trace import jittered
 from tests.family_checks import check_step, check_tail
 

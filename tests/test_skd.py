@@ -16,9 +16,10 @@ from torchdistill.core.distillation import get_distillation_box
 
 from sf_teacher import SFTeacherError
 from sf_teacher.config import StudentRun
+from sf_teacher.kd_task import StudentFriendlyKDTask
 from sf_teacher.parts import create_optimizer
 from sf_teacher.plan import KD
-from sf_teacher.simplifier import CollapseWatch, Simplifier, StudentFriendlyKDTask
+from sf_teacher.simplifier import CollapseWatch, Simplifier
 
 from . import training_runs as runs
 from .torchdistill_runs import SIZE as SMALL

@@ -11,7 +11,7 @@ import sf_teacher
 from sf_teacher import TESKD, SFTeacherError
 from sf_teacher.losses import joint_loss
 from sf_teacher.pyramid import pyramid_boundaries
-from sf_teacher.stages import teacher_boundaries
+from sf_teacher.taps import teacher_boundaries
 from tests.families import FAMILIES, build_small
 from tests.family_checks import check_own_logits, check_step
 from tests.test_families import SHARE

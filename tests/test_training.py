@@ -16,8 +16,9 @@ from timm.task import ClassificationTask
 
 import sf_teacher
 from sf_teacher import cli, training
-from sf_teacher.config import StudentRun, TeacherRun, TrainConfig, from_dict, read_yaml, to_yaml
+from sf_teacher.config import StudentRun, TeacherRun, TrainConfig
 from sf_teacher.plan import plan_student
+from sf_teacher.settings import from_dict, read_yaml, to_yaml
 from sf_teacher.training import Interrupted, evaluate, fit
 from sf_teacher.watch import Average, Progress
 

@@ -10,8 +10,8 @@ import torch
 
 from sf_teacher import SFTeacherError, checkpoint, loop
 from sf_teacher.checkpoint import RunFolder, read_checkpoint, write_atomically
-from sf_teacher.config import read_yaml
 from sf_teacher.methods import METHODS
+from sf_teacher.settings import read_yaml
 
 from . import training_runs as runs
 

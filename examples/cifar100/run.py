@@ -36,8 +36,7 @@ from sf_teacher.in_memory import InMemoryLoader, load_images
 from sf_teacher.methods import METHODS
 from sf_teacher.pairing import default_boundaries
 from sf_teacher.similarity import calibration_error, divergence, linear_cka
-from sf_teacher.simplifier import StudentFriendlyKDTask
-from sf_teacher.stages import forward_with_maps, teacher_boundaries
+from sf_teacher.taps import forward_with_maps, teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
 
 HERE = Path(__file__).resolve().parent
@@ -128,7 +127,7 @@ class Worker:
             student = build(s['model'], 1000 + seed, self.num_classes).to(self.device)
             if 'teacher' not in s:
                 return ClassificationTask(student, device=self.device, verbose=False)
-            cls = StudentFriendlyKDTask if s.get('simplifier') else LogitDistillationTask
+            cls = sf_teacher.StudentFriendlyKDTask if s.get('simplifier') else LogitDistillationTask
             return cls(student, self.teacher(s['teacher']), device=self.device, verbose=False, **s['kd'])
         teacher = build(s['model'], seed, self.num_classes)
         if s['after']:

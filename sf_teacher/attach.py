@@ -1,0 +1,66 @@
+"""What is attached to a teacher, and where: from what the user named to one module with branches."""
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .branches import BranchOutput, BranchSet, Plan
+from .errors import SFTeacherError
+from .pairing import pick_boundary
+from .stages import Boundary, Size, feature_info
+from .taps import forward_with_maps, teacher_boundaries
+
+Boundaries = Sequence[int | str | tuple[int | str, int | str]]
+
+
+def make_plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries | None, input_size: Size) -> Plan:
+    """Measure a teacher's boundaries and pick those that the user named; arguments as in `StudentFriendlyTask`."""
+    pairs = [b if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
+    if boundaries is not None and not pairs:
+        raise SFTeacherError('boundaries=[] leaves nothing to attach a branch to: name boundaries, or omit it')
+    known = {f.get('module') for f in feature_info(teacher)}
+    by_path = [str(t) for t, _ in pairs if isinstance(t, str) and t not in known]
+    names = [str(t) for t, _ in pairs] if by_path else None
+    found, logits = teacher_boundaries(teacher, input_size, names)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise SFTeacherError(f'teacher {type(teacher).__name__} must return logits [B, K], one tensor; it returns '
+                             f'{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}')
+    chosen: list[Boundary] | None = [pick_boundary(found, t, teacher, 'teacher') for t, _ in pairs] or None
+    modules = [s for _, s in pairs if s is not None]
+    if modules and len(modules) < len(pairs):
+        raise SFTeacherError(f'boundaries={list(boundaries or ())!r} mixes pairs and single teacher boundaries: give '
+                             f'either for all')
+    return Plan(found, chosen, students, [modules or None for _ in students], input_size, logits.shape[-1])
+
+
+class BranchedTeacher(nn.Module):
+    """A teacher and its branches in one forward, so that distributed training synchronises the gradients of both.
+
+    Args:
+        teacher: The plain model, which stays as it is.
+        branches: Branch set built for it.
+        active: Whether the branches are executed.
+
+    Shape:
+        - input: images [B, C, H, W].
+        - output: the teacher's logits [B, K] and the branches' output, or None where they are not executed.
+    """
+
+    def __init__(self, teacher: nn.Module, branches: BranchSet, active: bool = True) -> None:
+        super().__init__()
+        self.teacher, self.branches, self.active = teacher, branches, active
+        if not active:
+            branches.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, BranchOutput | None]:
+        if not self.active:
+            return self.teacher(x), None
+        logits, maps = forward_with_maps(self.teacher, self.branches.boundaries, x)
+        return logits, self.branches(maps, logits)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the teacher and the students exclude from weight decay."""
+        return {f'{path}.{name}' if path else name
+                for path, module in self.named_modules() if module is not self and hasattr(module, 'no_weight_decay')
+                for name in module.no_weight_decay()}

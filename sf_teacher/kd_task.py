@@ -1,0 +1,148 @@
+"""Student-friendly knowledge distillation as a timm training task."""
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.task import LogitDistillationTask
+from timm.utils import unwrap_model
+from torch import nn
+
+from .errors import SFTeacherError
+from .extra_state import PlainWithExtra
+from .simplifier import CollapseWatch, Simplifier
+
+LR_SCALE = 0.02     # of the student's learning rate; a toy run diverged at a rate of 0.01 and more
+
+
+class StudentWithSimplifier(nn.Module):
+    """What is trained, in one forward: images and the teacher's logits to the student's logits and its targets."""
+
+    def __init__(self, student: nn.Module, simplifier: Simplifier) -> None:
+        super().__init__()
+        self.student, self.simplifier = student, simplifier
+
+    def forward(self, x: torch.Tensor, teacher_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.student(x), self.simplifier(teacher_logits)
+
+
+class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
+    """Distils a student from any frozen teacher by way of a simplifier; what is evaluated and saved is the student.
+
+    The loss is that of `timm.task.LogitDistillationTask`, with the simplifier's targets in the place of the teacher's
+    logits; its gradient reaches the student and the simplifier, not the teacher. While the simplifier's projection is
+    zero, as at the start, it is plain knowledge distillation to the bit.
+
+    The simplifier needs a smaller learning rate than the student, so build the optimizer from `parameter_groups`.
+
+    Args:
+        student_model: The student.
+        teacher_model: The teacher, as `LogitDistillationTask` takes it; it is frozen and in eval mode.
+        simplifier: By default one of the teacher's classes and of this temperature.
+        temperature: tau, of the loss and of a simplifier made here (default ours).
+        watch: Looks out for collapse.
+        **kwargs: Further arguments of `LogitDistillationTask`: weights, criterion, device ...
+
+    Raises:
+        SFTeacherError: Teacher, student and simplifier have different class counts, or different temperatures.
+
+    Examples:
+
+        ```python
+        task = StudentFriendlyKDTask(student, teacher, task_loss_weight=0.1, distill_loss_weight=0.9)
+        optimizer = torch.optim.SGD(task.parameter_groups(lr=0.05, weight_decay=5e-4), momentum=0.9)
+        losses = task(images, targets)
+        losses['loss'].backward()
+        ```
+    """
+    joint, plain_name, extra_name = StudentWithSimplifier, 'student', 'simplifier'
+
+    def __init__(
+            self,
+            student_model: nn.Module,
+            teacher_model: str | nn.Module,
+            *,
+            simplifier: Simplifier | None = None,
+            temperature: float = 4.,
+            watch: CollapseWatch | None = None,
+            **kwargs: Any,
+    ) -> None:
+        super().__init__(student_model, teacher_model, temperature=temperature, **kwargs)
+        classes = unwrap_model(student_model).num_classes
+        if (given := getattr(unwrap_model(self.teacher.model), 'num_classes', classes)) != classes:
+            raise SFTeacherError(f'the teacher has {given} classes and the student {classes}: build both with the same '
+                                 f'num_classes')
+        if simplifier is None:
+            with torch.random.fork_rng(devices=[]):     # leaves the training's random numbers alone
+                simplifier = Simplifier(classes, temperature)
+        if (simplifier.num_classes, simplifier.temperature) != (classes, temperature):
+            raise SFTeacherError(f'{simplifier} does not fit a student of {classes} classes and temperature='
+                                 f'{temperature:g}: build it with these')
+        self.teacher.requires_grad_(False)
+        self.watch = watch or CollapseWatch()
+        self.trainable_module = StudentWithSimplifier(student_model, simplifier.to(self.device, self.dtype))
+        self.train(student_model.training)
+
+    @property
+    def student(self) -> nn.Module:
+        """The plain student."""
+        return unwrap_model(self.trainable_module).student
+
+    @property
+    def simplifier(self) -> Simplifier:
+        """The simplifier."""
+        return unwrap_model(self.trainable_module).simplifier
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One forward of teacher, simplifier and student.
+
+        Returns:
+            ``"loss"``, ``"output"`` (the student's logits [B, K]), ``"task_loss"``, ``"kd_loss"``, and of the targets
+            ``"target_top1"`` in percent and ``"target_entropy"`` in nats.
+        """
+        with torch.no_grad():
+            mean, std = cast(torch.Tensor, self.student_mean), cast(torch.Tensor, self.student_std)
+            images = self.teacher.normalize_input(input, mean, std)
+            teacher_logits = self.teacher(images.detach(), return_features=False)
+        student_logits, targets = self.trainable_module(input, teacher_logits)
+        task_loss = self.criterion(student_logits, target)
+        log_q = F.log_softmax(student_logits / self.temperature, dim=-1)
+        log_p = F.log_softmax(targets / self.temperature, dim=-1)
+        kd_loss = F.kl_div(log_q, log_p, reduction='batchmean', log_target=True) * (self.temperature ** 2)
+        seen = self.watch.update(teacher_logits, targets, target, self.temperature, self.training)
+        loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
+        return {'loss': loss, 'output': student_logits, 'task_loss': task_loss, 'kd_loss': kd_loss, **seen}
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0., scale: float = LR_SCALE) -> list[dict[str, Any]]:
+        """Groups for an optimizer: the student's as timm makes them, then the simplifier at a rate of its own.
+
+        Args:
+            lr: The student's learning rate.
+            weight_decay: Of both; vectors, and what the student excludes, are spared.
+            scale: The simplifier's learning rate as a fraction of the student's. timm's schedules keep the ratio.
+        """
+        from timm.optim import param_groups_weight_decay  # imports every optimizer
+        student: Any = self.student
+        excluded = student.no_weight_decay() if hasattr(student, 'no_weight_decay') else set()
+        groups = param_groups_weight_decay(student, weight_decay, no_weight_decay_list=excluded)
+        own = param_groups_weight_decay(self.simplifier, weight_decay)
+        return [{**group, 'lr': lr} for group in groups] + [{**group, 'lr': lr * scale} for group in own]
+
+    def compile(    # type: ignore[override]
+            self,
+            backend: str = 'inductor',
+            mode: str | None = None,
+            **compile_kwargs: Any,
+    ) -> nn.Module:
+        """Compile student and simplifier for training, the plain student for evaluation, and the teacher."""
+        options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = cast(nn.Module, torch.compile(self.student, **options))
+        self.trainable_module = cast(nn.Module, torch.compile(self.trainable_module, **options))
+        self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
+        return self.eval_model
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Parameters whose gradients are clipped, as `LogitDistillationTask` chooses them, and the simplifier's."""
+        student = list(self.student.parameters())
+        return (student[:-2] if exclude_head else student) + list(self.simplifier.parameters())
