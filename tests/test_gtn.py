@@ -1,8 +1,6 @@
 """GTN: a pool of one is SFTN; slices are exact and shared; one path a step, equal on all ranks and after a resume."""
 import copy
 import os
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -14,6 +12,8 @@ import sf_teacher
 from sf_teacher import GTN, SFTN, SFTeacherError
 from sf_teacher.cuts import student_boundaries
 from sf_teacher.tails import Tail
+
+from .helpers import assert_both_ranks_say_equal, train
 
 SIZE = (3, 64, 64)
 POOLS = {
@@ -46,16 +46,7 @@ def batch(n=4):
 
 
 def steps(task, count, lr=0.05):
-    optimizer = torch.optim.SGD(task.parameters(), lr=lr, momentum=0.9)
-    torch.manual_seed(1)
-    found = []
-    for _ in range(count):
-        losses = task.train()(*batch())
-        optimizer.zero_grad()
-        losses['loss'].backward()
-        optimizer.step()
-        found.append(losses)
-    return found
+    return train(task, task.parameters(), batch, count, seed=1, lr=lr)
 
 
 # A pool of one
@@ -299,13 +290,7 @@ os._exit(0)     # gloo's threads can abort the interpreter's own exit
 
 @pytest.mark.parametrize('sampler', ['uniform', 'learned'])
 def test_ranks_take_the_same_path_without_find_unused_parameters(tmp_path, sampler):
-    script = tmp_path / 'ddp.py'
-    script.write_text(DDP.format(root=os.getcwd(), sampler=sampler))
-    run = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script],
-        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=240)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count('equal') == 2
+    assert_both_ranks_say_equal(tmp_path, DDP.format(root=os.getcwd(), sampler=sampler))
 
 
 def test_weight_decay_spares_what_students_exclude():

@@ -3,8 +3,6 @@ import copy
 import logging
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -21,6 +19,7 @@ from sf_teacher.parts import create_optimizer
 from sf_teacher.plan import KD
 from sf_teacher.simplifier import CollapseWatch, Simplifier
 
+from . import helpers
 from . import training_runs as runs
 from .torchdistill_runs import SIZE as SMALL
 from .torchdistill_runs import batches, box_losses, kd, loader_config, weighted
@@ -88,16 +87,7 @@ def test_permuting_the_batch_permutes_the_targets_and_nothing_else():
 # The task
 
 def train(task, steps, groups=None):
-    optimizer = torch.optim.SGD(groups or task.parameter_groups(0.05, 5e-4), lr=0.05, momentum=0.9)
-    torch.manual_seed(2)
-    found = []
-    for _ in range(steps):
-        losses = task.train()(*batch())
-        optimizer.zero_grad()
-        losses['loss'].backward()
-        optimizer.step()
-        found.append(losses)
-    return found
+    return helpers.train(task, groups or task.parameter_groups(0.05, 5e-4), batch, steps, seed=2)
 
 
 def test_without_the_projection_it_is_plain_kd_exactly():
@@ -263,13 +253,7 @@ os._exit(0)     # gloo's threads can abort the interpreter's own exit
 
 
 def test_two_ranks_stay_equal_without_find_unused_parameters(tmp_path):
-    script = tmp_path / 'ddp.py'
-    script.write_text(DDP.format(root=os.getcwd()))
-    run = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script],
-        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=240)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count('equal') == 2
+    helpers.assert_both_ranks_say_equal(tmp_path, DDP.format(root=os.getcwd()))
 
 
 # distill

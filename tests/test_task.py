@@ -3,8 +3,6 @@ import copy
 import io
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -17,6 +15,8 @@ from torch import nn
 
 import sf_teacher
 from sf_teacher import SFTN, StudentFriendlyTask
+
+from .helpers import assert_both_ranks_say_equal
 
 SIZE = (3, 64, 64)
 
@@ -249,13 +249,7 @@ os._exit(0)     # gloo's threads can abort the interpreter's own exit
 
 @pytest.mark.parametrize('options', [{}, {'ce_weight': 0., 'kl_weight': 0.}, {'shared': True}])
 def test_two_ranks_stay_equal_without_find_unused_parameters(tmp_path, options):
-    script = tmp_path / 'ddp.py'
-    script.write_text(DDP.format(root=os.getcwd(), options=options))
-    run = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script],
-        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=240)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count('equal') == 2
+    assert_both_ranks_say_equal(tmp_path, DDP.format(root=os.getcwd(), options=options))
 
 
 def test_sftn_defaults_and_the_reported_settings():
