@@ -4,11 +4,10 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .checkpoint import write_atomically
@@ -18,21 +17,13 @@ from .errors import SFTeacherError
 from .pairing import default_boundaries, pair_boundaries
 from .parts import eval_model
 from .plan import Plan, load_teacher, plan_student
-from .similarity import calibration_error, divergence, entropy, interval, linear_cka
-from .taps import forward_with_maps, teacher_boundaries
+from .similarity import Seen, calibration_error, divergence, entropy, interval, linear_cka, see
+from .taps import teacher_boundaries
 from .training import fit
 
 _logger = logging.getLogger(__name__)
 
 ALONE = 'student alone'
-
-
-@dataclass
-class _Seen:
-    """What a model says of the validation images: logits [N, K], pooled features [N, C] by boundary."""
-    logits: torch.Tensor
-    features: list[torch.Tensor]
-    labels: torch.Tensor
 
 
 def report(config: ReportRun) -> dict[str, Any]:
@@ -114,10 +105,11 @@ def _pilot(plan: Plan) -> tuple[dict[str, Any], dict[str, Any] | None]:
     fit(plan.task, plan.train_loader, None, plan.config)
     student, teacher = eval_model(plan.task), getattr(plan.task, 'teacher', None)
     if teacher is None:
-        seen = _see(student, plan, [])
+        seen = see(student, plan.eval_loader)
         return {'student_top1': _top1(seen)}, None
     pairs = _pairs(teacher.model, student, plan.config.input_size)
-    a, b = _see(teacher.model, plan, [t for t, _ in pairs]), _see(student, plan, [s for _, s in pairs])
+    a = see(teacher.model, plan.eval_loader, [t for t, _ in pairs])
+    b = see(student, plan.eval_loader, [s for _, s in pairs])
     row = {
         'student_top1': _top1(b),
         'agreement': (a.logits.argmax(-1) == b.logits.argmax(-1)).float().mean().item(),
@@ -133,21 +125,6 @@ def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any,
     return pair_boundaries(*found)
 
 
-@torch.inference_mode()
-def _see(model: nn.Module, plan: Plan, boundaries: list[Any]) -> _Seen:
-    model.eval()
-    logits, labels = [], []
-    features: list[list[torch.Tensor]] = [[] for _ in boundaries]
-    for images, target in plan.eval_loader:
-        images = images.to(plan.task.device)
-        z, maps = forward_with_maps(model, boundaries, images) if boundaries else (model(images), [])
-        logits.append(z.float().cpu())
-        labels.append(target.cpu())
-        for kept, m in zip(features, maps, strict=True):
-            kept.append(m.float().mean((2, 3)).cpu())
-    return _Seen(torch.cat(logits), [torch.cat(kept) for kept in features], torch.cat(labels))
-
-
 def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
     """The difference that a teacher makes to its students, seed by seed."""
     gains = [a['student_top1'] - b['student_top1'] for a, b in zip(arms[name], arms[reference], strict=True)]
@@ -160,7 +137,7 @@ def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -
             'verdict': verdict}
 
 
-def _top1(seen: _Seen) -> float:
+def _top1(seen: Seen) -> float:
     return (seen.logits.argmax(-1) == seen.labels).float().mean().item() * 100
 
 

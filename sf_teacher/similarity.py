@@ -3,14 +3,44 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from .stages import Boundary
+from .taps import forward_with_maps
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
       2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+@dataclass
+class Seen:
+    """What a model says of images, on the CPU: logits [N, K], pooled features [N, C] by boundary, and labels [N]."""
+    logits: torch.Tensor
+    features: list[torch.Tensor]
+    labels: torch.Tensor
+
+
+@torch.inference_mode()
+def see(model: nn.Module, loader: Iterable, boundaries: Sequence[Boundary] = ()) -> Seen:
+    """Run a model, in eval mode, over all batches (images, labels), with its features at these boundaries."""
+    model.eval()
+    device = next(model.parameters()).device
+    logits, labels = [], []
+    features: list[list[torch.Tensor]] = [[] for _ in boundaries]
+    for images, target in loader:
+        images = images.to(device)
+        z, maps = forward_with_maps(model, boundaries, images) if boundaries else (model(images), [])
+        logits.append(z.float().cpu())
+        labels.append(target.cpu())
+        for kept, m in zip(features, maps, strict=True):
+            kept.append(m.float().mean((2, 3)).cpu())
+    return Seen(torch.cat(logits), [torch.cat(kept) for kept in features], torch.cat(labels))
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -35,8 +35,9 @@ from sf_teacher.data import load_data
 from sf_teacher.in_memory import InMemoryLoader, load_images
 from sf_teacher.methods import METHODS
 from sf_teacher.pairing import default_boundaries
-from sf_teacher.similarity import calibration_error, divergence, linear_cka
-from sf_teacher.taps import forward_with_maps, teacher_boundaries
+from sf_teacher.similarity import calibration_error, divergence, linear_cka, see
+from sf_teacher.stages import Boundary
+from sf_teacher.taps import teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
 
 HERE = Path(__file__).resolve().parent
@@ -165,28 +166,22 @@ class Worker:
             model = timm.create_model(f'local-dir:{folder}', pretrained=True)
         return model.to(self.device).eval().requires_grad_(False)
 
-    @torch.inference_mode()
     def compared(self, model: nn.Module, task: TrainingTask, test: InMemoryLoader) -> dict[str, float]:
         """Calibration; for a student also how it relates to its teacher, CKA at the last boundary of both."""
-        labels = torch.cat([y for _, y in test])
         if not isinstance(task, LogitDistillationTask):
-            return {'ece': calibration_error(torch.cat([model(x) for x, _ in test]), labels)}
-        teacher = task.teacher.model
-        (z_t, f_t), (z_s, f_s) = (self.seen(m, test) for m in (teacher, model))
-        agree = z_t.argmax(1) == z_s.argmax(1)
-        return {'ece': calibration_error(z_s, labels), 'kl': divergence(z_t, z_s), 'cka': linear_cka(f_t, f_s),
+            seen = see(model, test)
+            return {'ece': calibration_error(seen.logits, seen.labels)}
+        teacher, student = (see(m, test, [self.last_boundary(m)]) for m in (task.teacher.model, model))
+        agree = teacher.logits.argmax(1) == student.logits.argmax(1)
+        return {'ece': calibration_error(student.logits, student.labels),
+                'kl': divergence(teacher.logits, student.logits),
+                'cka': linear_cka(teacher.features[0], student.features[0]),
                 'agreement': 100 * agree.float().mean().item()}
 
-    def seen(self, model: nn.Module, test: InMemoryLoader) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [N, K] and pooled features [N, C] of the last stage but one."""
+    def last_boundary(self, model: nn.Module) -> Boundary:
+        """The last but one of timm's stages, or of a CIFAR net's."""
         named = list(nets.BOUNDARIES) if isinstance(model, nets.CifarNet) else None
-        last = default_boundaries(teacher_boundaries(model, self.size, named)[0])[-1]
-        logits, features = [], []
-        for x, _ in test:
-            z, maps = forward_with_maps(model, [last], x)
-            logits.append(z.float())
-            features.append(maps[0].float().mean((2, 3)))
-        return torch.cat(logits), torch.cat(features)
+        return default_boundaries(teacher_boundaries(model, self.size, named)[0])[-1]
 
 
 class Ramped:
