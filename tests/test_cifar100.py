@@ -181,4 +181,4 @@ def test_verdicts(modules):
     assert verdict([1., 1.1, 0.9]).endswith('gain') and 'no gain' not in verdict([1., 1.1, 0.9])
     assert verdict([-1., -1.1, -0.9]).endswith('loss')
     assert verdict([1., -1., 0.2]).endswith('no gain')
-    assert verdict([1.]) == '+1.00 (1 seed)' and verdict([]) == '-'
+    assert verdict([1.]) == '+1.00 (1 seed)' and verdict([1., 2.]) == '+1.50 (2 seeds)' and verdict([]) == '-'

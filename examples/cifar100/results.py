@@ -53,12 +53,12 @@ def gains(arms: Arms, arm: str, who: int, against: str = STANDARD) -> list[float
 
 
 def verdict(values: list[float]) -> str:
-    """A gain or loss only where the 95 % interval over the seeds excludes 0."""
+    """A gain or loss only where the 95 % interval over the seeds excludes 0; no interval of one or two."""
     if not values:
         return '-'
     mean, half = interval(values)
-    if len(values) == 1:
-        return f'{mean:+.2f} (1 seed)'
+    if len(values) < 3:
+        return f'{mean:+.2f} ({len(values)} seed{"s" * (len(values) > 1)})'
     kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
     return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] {kind}'
 
@@ -142,7 +142,9 @@ def figure(name: str) -> None:
             for student in spec.others or ('own',) if STANDARD in (arms := collect(protocol, pair, student))]
     if not rows:
         return
-    fig, axes = plt.subplots(len(rows), 3, figsize=(15, 1.2 + 3.4 * len(rows)), layout='constrained', squeeze=False)
+    heights = [max(4., 1. + 0.3 * len(arms)) for _, arms in rows]
+    fig, axes = plt.subplots(len(rows), 3, figsize=(17, sum(heights)), layout='constrained', squeeze=False,
+                             height_ratios=heights)
     for (pair, arms), (curve, alike, gain) in zip(rows, axes, strict=True):
         styles = {arm: dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--') for i, arm in enumerate(arms)}
         for arm, runs in arms.items():
@@ -156,10 +158,10 @@ def figure(name: str) -> None:
         alike.set(title='teacher and student, a dot a seed', xlabel='KL(teacher || student), nats', ylabel='CKA')
         names = [arm for arm in arms if arm not in (ALONE, STANDARD)]
         for who, offset, label in ((0, 0.15, 'teacher'), (1, -0.15, 'student')):
-            found = [interval(gains(arms, arm, who, _against(protocol, arm)) or [0.]) for arm in names]
+            values = [gains(arms, arm, who, _against(protocol, arm)) or [0.] for arm in names]
+            found = [(statistics.fmean(v), interval(v)[1] if len(v) > 2 else 0.) for v in values]
             gain.errorbar([m for m, _ in found], [i + offset for i in range(len(names))], fmt='o', label=label,
-                          xerr=[half if half < 100 else 0. for _, half in found], capsize=3,
-                          color='0.6' if who == 0 else 'C3')
+                          xerr=[half for _, half in found], capsize=3, color='0.6' if who == 0 else 'C3')
         gain.axvline(0, color='black', linewidth=0.8)
         gain.set_yticks(range(len(names)), names)
         gain.set_ylim(len(names) - 0.5, -0.5)
