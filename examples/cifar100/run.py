@@ -3,8 +3,10 @@
     python examples/cifar100/run.py cpu --data DIR --jobs 2        # DIR holds train and test, folders or tars of images
     python examples/cifar100/run.py cpu --data DIR --download      # or lets torchvision download CIFAR-100 into DIR
 
-Started again it skips what is done and goes on with what was begun. Each finished run is one JSON file in results/, of
-which `results.py` makes RESULTS.md and the figures. Checkpoints and trained teachers are kept in --work.
+Started again it skips what is done and goes on with what was begun. A teacher whose weights are gone is trained again
+for new students of it; if it comes out otherwise (floating point differs between machines), so are its others.
+Each finished run is one JSON file in results/, of which `results.py` makes RESULTS.md and the figures. Checkpoints and
+trained teachers are kept in --work.
 """
 from __future__ import annotations
 
@@ -75,10 +77,12 @@ class Worker:
         work: Folder of checkpoints and teachers.
         results: Folder of the JSON files.
         device: Where to train.
+        again: Runs to do although they have a result.
     """
 
-    def __init__(self, images: Images, protocol: Protocol, work: Path, results: Path, device: str) -> None:
-        self.protocol, self.work, self.device = protocol, work, torch.device(device)
+    def __init__(self, images: Images, protocol: Protocol, work: Path, results: Path, device: str,
+                 again: set[str]) -> None:
+        self.protocol, self.work, self.device, self.again = protocol, work, torch.device(device), again
         self.results = results / protocol.results
         first, end = protocol.classes
         self.num_classes, self.size = end - first, (3, protocol.size, protocol.size)
@@ -90,8 +94,10 @@ class Worker:
             self.images[split] = pixels[keep], labels[keep] - first
 
     def run(self, run: Run) -> None:
-        """Train what `run` says and write its JSON file."""
+        """Train what `run` says, unless it is done, and write its JSON file."""
         path = self.results / f'{run.key}.json'
+        if path.exists() and run.key not in self.again:
+            return
         task = self.task(run)
         train: Any = self.loader('train', run.seed)
         test = self.loader('test')
@@ -109,17 +115,23 @@ class Worker:
             'curve': [round(row['eval_top1'], 2) for row in rows], **self.compared(model, task, test),
             'seconds': round(sum(row['seconds'] for row in rows), 1),
             'memory_mb': round(max(row['memory_mb'] for row in rows)), 'machine': machine(self.device)}
-        if path.exists():       # a teacher whose weights were gone
-            if json.loads(path.read_text())['curve'] != result['curve']:
-                raise RuntimeError(f'{path} is of a teacher that this machine does not reproduce (it reaches '
-                                   f'{result["top1"]:.2f} % here), so its other students had another teacher: give '
-                                   f'another folder as --results')
-            return
+        if path.exists() and json.loads(path.read_text())['curve'] != result['curve']:
+            self.forget(run.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + '\n'
         write_atomically(path, lambda file: file.write(text.encode()))
         print(f'{run.kind} {run.pair} [{run.arm}] {run.student} seed {run.seed}: {result["top1"]:.2f} % in '
               f'{result["seconds"]:.0f} s', flush=True)
+
+    def forget(self, key: str) -> None:
+        """Remove the results of what came of a teacher, trained again with other weights on another machine."""
+        for path in self.results.glob('*.json'):
+            settings = json.loads(path.read_text())['settings']
+            if key in (settings.get('teacher'), settings.get('after')):
+                print(f'{path.stem} came of another {key}: to be done again', flush=True)
+                path.unlink()
+                if settings.get('after'):
+                    self.forget(path.stem)
 
     def task(self, run: Run) -> TrainingTask:
         """The task of a run, with fresh models or with the weights that it starts from."""
@@ -201,19 +213,17 @@ class Ramped:
         return iter(self.loader)
 
 
-def to_do(phases: list[list[list[Run]]], results: Path, work: Path) -> list[list[list[Run]]]:
-    """What of the chains has no result; and teachers that have one, but whose weights are gone and asked for."""
+def weights_gone(phases: list[list[list[Run]]], results: Path, work: Path) -> set[str]:
+    """Teachers that have a result, but whose weights are gone and asked for by a run that has none."""
     runs = {run.key: run for phase in phases for chain in phase for run in chain}
-    todo = {key for key in runs if not (results / f'{key}.json').exists()}
-    asked = list(todo)
+    asked, again = [key for key in runs if not (results / f'{key}.json').exists()], set()
     while asked:
         settings = runs[asked.pop()].settings
-        for key in {settings.get('teacher'), settings.get('after')} - {None} - todo:
-            if not (work / key / 'teacher' / 'config.json').exists():
-                todo.add(key)
+        for key in {settings.get('teacher'), settings.get('after')} - {None} - again:
+            if (results / f'{key}.json').exists() and not (work / key / 'teacher' / 'config.json').exists():
+                again.add(key)
                 asked.append(key)
-    chosen = [[[run for run in chain if run.key in todo] for chain in phase] for phase in phases]
-    return [[chain for chain in phase if chain] for phase in chosen]
+    return again
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -229,11 +239,12 @@ def machine(device: torch.device) -> dict[str, Any]:
 _worker: Worker
 
 
-def _start(source: DataConfig, protocol: Protocol, work: Path, results: Path, device: str, threads: int) -> None:
+def _start(source: DataConfig, protocol: Protocol, work: Path, results: Path, device: str, again: set[str],
+           threads: int) -> None:
     global _worker
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
-    _worker = Worker(load(source, work, protocol.size), protocol, work, results, device)
+    _worker = Worker(load(source, work, protocol.size), protocol, work, results, device, again)
 
 
 def _chain(runs: list[Run]) -> None:
@@ -261,9 +272,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # ends the other processes too
     work = args.work.resolve()
     load(source, work, protocol.size)       # once, before several processes need it
+    phases = chains(protocol)
+    again = weights_gone(phases, args.results / protocol.results, work)
     with multiprocessing.get_context('spawn').Pool(
-            args.jobs, _start, (source, protocol, work, args.results, args.device, args.threads)) as pool:
-        for phase in to_do(chains(protocol), args.results / protocol.results, work):
+            args.jobs, _start, (source, protocol, work, args.results, args.device, again, args.threads)) as pool:
+        for phase in phases:
             for _ in pool.imap_unordered(_chain, phase):
                 pass
 
