@@ -121,6 +121,13 @@ class SampledPool(BranchSet):
                 return index
         return len(self.members) - 1
 
+    @torch.compiler.disable     # compiled, the step would be a constant
+    def _next(self) -> tuple[int, bool]:
+        """The student of this step and whether it is the first step; training goes on to the next."""
+        member, first = self.path(), self.step == 0
+        self.step += self.training
+        return member, first
+
     @contextlib.contextmanager
     def lent(self, member: int, position: int) -> Iterator[Branch]:
         """A student's branch with its weights from the bank, for the time of the context."""
@@ -141,26 +148,30 @@ class SampledPool(BranchSet):
                 module.__dict__.pop(name, None)
 
     def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
-        member = self.path()
-        if self.training:
-            self.step += 1
+        member, first = self._next()
         maps = [m.detach() for m in maps] if self.detach else maps
         logits: dict[str, torch.Tensor] = {}
         for position, (name, source) in enumerate(zip(self.names[member], self.sources[member], strict=True)):
             with self.lent(member, position) as branch:
                 logits[name] = branch(maps[source])
-        terms = self._terms(member, logits, teacher_logits) if self.alpha is not None else {}
+        terms = self._terms(member, first, logits, teacher_logits) if self.alpha is not None else {}
         if self.training and (idle := self._idle(member)):
-            first = next(iter(logits))
-            logits[first] = logits[first] + ZeroGradient.apply(*idle)
+            name = next(iter(logits))
+            logits[name] = logits[name] + ZeroGradient.apply(*idle)
         return BranchOutput(logits, terms)
 
-    def _terms(self, member: int, logits: dict[str, torch.Tensor], teacher: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _terms(
+            self,
+            member: int,
+            first: bool,
+            logits: dict[str, torch.Tensor],
+            teacher: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             cost = torch.stack([kl_divergence(teacher, z) for z in logits.values()]).mean()
-            advantage = cost - self.baseline if self.step > 1 else torch.zeros_like(cost)
+            advantage = torch.zeros_like(cost) if first else cost - self.baseline
             if self.training:
-                self.baseline.copy_(cost if self.step <= 1 else 0.9 * self.baseline + 0.1 * cost)
+                self.baseline.copy_(cost if first else 0.9 * self.baseline + 0.1 * cost)
         p = self.probabilities()
         log_p = p.log()
         return {'path': self.path_weight * advantage * log_p[member],

@@ -245,15 +245,14 @@ def test_the_learned_sampler_prefers_the_path_of_smaller_divergence_and_shows_it
     task = make(['resnet18', 'resnet34'], GTN(sampler='learned', entropy_weight=0.))
     branches, teacher = task.branches.train(), torch.randn(4, 10)
     for _ in range(60):
-        member = branches.path()
-        branches.step += 1
-        terms = branches._terms(member, {'a': teacher if member else -teacher}, teacher)
+        member, first = branches._next()
+        terms = branches._terms(member, first, {'a': teacher if member else -teacher}, teacher)
         grad, = torch.autograd.grad(terms['path'], branches.alpha)
         branches.alpha.data -= 0.5 * grad
     p = branches.probabilities()
     assert p[1] > 0.9
     branches.entropy_weight = 2.
-    term = branches._terms(0, {'a': teacher}, teacher)['path_negentropy']
+    term = branches._terms(0, False, {'a': teacher}, teacher)['path_negentropy']
     torch.testing.assert_close(term, 2 * (torch.tensor(2.).log() + (p * p.log()).sum()))
     losses = make(['resnet18', 'resnet34'], GTN(sampler='learned'))(*batch())
     assert losses['path_negentropy'].item() == pytest.approx(0., abs=1e-6) and 'path' in losses
@@ -291,6 +290,25 @@ os._exit(0)     # gloo's threads can abort the interpreter's own exit
 @pytest.mark.parametrize('sampler', ['uniform', 'learned'])
 def test_ranks_take_the_same_path_without_find_unused_parameters(tmp_path, sampler):
     assert_both_ranks_say_equal(tmp_path, DDP.format(root=os.getcwd(), sampler=sampler))
+
+
+@pytest.mark.parametrize('sampler', ['uniform', 'learned'])
+def test_compiled_a_pool_costs_one_graph_a_student(sampler):
+    graphs, method = [], GTN(sampler=sampler)
+
+    def backend(graph, inputs):
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    expected = steps(make(['test_resnet', 'test_efficientnet'], method), 10)
+    task = make(['test_resnet', 'test_efficientnet'], method)
+    task.compile(backend=backend)
+    found = steps(task, 10)
+    # the teacher's, one for each student, and the first step where there is no baseline yet: not one for every step
+    assert len(graphs) == 3 + (sampler == 'learned')
+    for a, b in zip(found, expected, strict=True):
+        assert a['branch_output'].keys() == b['branch_output'].keys()
+        torch.testing.assert_close(a['loss'], b['loss'])
 
 
 def test_weight_decay_spares_what_students_exclude():
