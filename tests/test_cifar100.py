@@ -174,6 +174,14 @@ def test_results_are_made_of_the_json_files_alone(modules):
     assert (ROOT / 'README.md').read_text(encoding='utf-8') == results.readme()
 
 
+def test_every_result_belongs_to_a_protocol(modules):
+    planned = {f'{protocol.results}/{run.key}.json' for name in PROTOCOLS
+               for protocol in [modules['protocol'].read(FOLDER / f'{name}.yaml')]
+               for phase in modules['protocol'].chains(protocol) for chain in phase for run in chain}
+    found = {f'{path.parent.name}/{path.name}' for path in (FOLDER / 'results').glob('*/*.json')}
+    assert found and found <= planned
+
+
 def test_verdicts(modules):
     verdict = modules['results'].verdict
     assert verdict([1., 1.1, 0.9]).endswith('gain') and 'no gain' not in verdict([1., 1.1, 0.9])
