@@ -7,7 +7,7 @@ from torch import nn
 from .branches import BranchOutput, BranchSet, Plan
 from .errors import SFTeacherError
 from .pairing import pick_boundary
-from .stages import Boundary, Size, feature_info
+from .stages import Boundary, Size, feature_info, feature_name
 from .taps import forward_with_maps, teacher_boundaries
 
 Boundaries = Sequence[int | str | tuple[int | str, int | str]]
@@ -15,12 +15,16 @@ Boundaries = Sequence[int | str | tuple[int | str, int | str]]
 
 def make_plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries | None, input_size: Size) -> Plan:
     """Measure a teacher's boundaries and pick those that the user named; arguments as in `StudentFriendlyTask`."""
-    pairs = [b if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
+    pairs: list[tuple[int | str, int | str | None]] = [
+        (b[0], b[1]) if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
     if boundaries is not None and not pairs:
         raise SFTeacherError('boundaries=[] leaves nothing to attach a branch to: name boundaries, or omit it')
     known = {f.get('module') for f in feature_info(teacher)}
-    by_path = [str(t) for t, _ in pairs if isinstance(t, str) and t not in known]
-    names = [str(t) for t, _ in pairs] if by_path else None
+    names = None
+    if any(isinstance(t, str) and t not in known for t, _ in pairs):    # then all of them by module path
+        count = len(feature_info(teacher))
+        pairs = [(feature_name(teacher, t) if isinstance(t, int) and 0 <= t < count else t, s) for t, s in pairs]
+        names = list(dict.fromkeys(str(t) for t, _ in pairs))
     found, logits = teacher_boundaries(teacher, input_size, names)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise SFTeacherError(f'teacher {type(teacher).__name__} must return logits [B, K], one tensor; it returns '

@@ -1,4 +1,5 @@
 """Branch sets: what is attached to a teacher's boundaries and gives the logits of branches."""
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,8 @@ from .stages import Boundary, Size
 from .tail_check import check_tails
 from .tails import Tail
 from .transforms import Transform
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -121,7 +124,15 @@ def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | st
     chosen = list(plan.chosen) if plan.chosen is not None else default_boundaries(plan.teacher)
     if modules is None:
         found, trace = student_boundaries(student, plan.input_size)
-        pairs = pair_boundaries(chosen, default_boundaries(found))
+        usable = default_boundaries(found)
+        if plan.chosen is not None and len(usable) < len(chosen):
+            usable = found
+            if len(usable) < len(chosen):
+                raise SFTeacherError(
+                    f'`boundaries` names {len(chosen)} of the teacher ({", ".join(b.name for b in chosen)}), but '
+                    f'student {type(student).__name__} can be cut at {len(found)} only '
+                    f'({", ".join(b.name for b in found)}): name fewer, or pairs with module paths of the student')
+        pairs = pair_boundaries(chosen, usable)
     elif any(isinstance(m, int) for m in modules):
         found, trace = student_boundaries(student, plan.input_size)
         pairs = list(zip(chosen, [pick_boundary(found, m, student, 'student') for m in modules], strict=True))
@@ -134,6 +145,9 @@ def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | st
             f'student {type(student).__name__} has {trace.logits[0].shape[-1]} classes and the teacher '
             f'{plan.num_classes}: build both with the same num_classes, e.g. wrap(..., num_classes={plan.num_classes})')
     check_tails(trace, tails)
+    if not any(p.requires_grad for tail in tails for p in tail.parameters()):
+        _logger.warning('Student %s is frozen (requires_grad is off): of its branches only the transforms will be '
+                        'trained', type(student).__name__)
     return [Branch(t, s, tail, act) for (t, s), tail in zip(pairs, tails, strict=True)]
 
 

@@ -22,7 +22,7 @@ def wrap(
         num_classes: int | None = None,
         boundaries: Boundaries | None = None,
         input_size: Size | None = None,
-        pretrained: bool = False,
+        pretrained: bool | None = None,
         teacher_kwargs: dict[str, Any] | None = None,
         student_kwargs: dict[str, Any] | None = None,
 ) -> StudentFriendlyTask:
@@ -36,7 +36,8 @@ def wrap(
         boundaries: See `StudentFriendlyTask`; needed for models that timm did not build.
         input_size: (C, H, W) of the images; by default what the teacher was made for. Models built here by name whose
             size is fixed are built for it.
-        pretrained: Whether a teacher built by name starts from pretrained weights.
+        pretrained: Whether a teacher built by name starts from pretrained weights; by default those with weights of
+            their own (``local-dir:``, ``hf-hub:``) do, and students by such names too.
         teacher_kwargs: Further arguments of ``timm.create_model`` for the teacher.
         student_kwargs: The same for the students, e.g. ``dict(pretrained=True)``.
 
@@ -71,7 +72,9 @@ def wrap(
     if students is None:
         students = []
     students = [students] if isinstance(students, str | nn.Module) else list(students)
-    student_kwargs = {'in_chans': size[0], **student_kwargs} if size[0] != 3 else student_kwargs
+    if student_kwargs and not any(isinstance(s, str) for s in students):
+        raise SFTeacherError(f'student_kwargs={student_kwargs} are for students given by name, and none is: build the '
+                             f'student as you want it before wrapping')
     with torch.random.fork_rng(devices=[]):
         built = [create_model(s, 'student', num_classes, size, student_kwargs) if isinstance(s, str) else s
                  for s in students]
@@ -92,6 +95,10 @@ def create_model(name: str, role: str, num_classes: int | None, input_size: Size
                              + (f'; close names: {", ".join(close)}' if close else '')
                              + ". timm.list_models('*resnet*') lists what there is.")
     kwargs = dict(kwargs) if num_classes is None else {'num_classes': num_classes, **kwargs}
+    if kwargs.get('pretrained') is None:
+        kwargs['pretrained'] = ':' in name      # random weights under the name of a folder are what nobody wants
+    if input_size is not None and input_size[0] != 3:
+        kwargs.setdefault('in_chans', input_size[0])
     if input_size is not None and 'img_size' not in kwargs and ':' not in name:
         cfg = timm.get_pretrained_cfg(name)
         if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size) != tuple(input_size):

@@ -62,7 +62,7 @@ class RunFolder:
 
     Args:
         path: Where; made with its parents if need be.
-        config: The resolved settings, written as config.yaml.
+        config: The resolved settings, see `start`.
         resume: Whether to continue the run that is in there.
         primary: Whether this process writes; the others only read.
 
@@ -85,10 +85,18 @@ class RunFolder:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SFTeacherError(f'another process is training into {path}: choose another output') from error
-        self._check(config, resume)
-        for left_over in self.path.glob('.*.tmp'):      # of a process that was killed while writing
-            left_over.unlink()
-        write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
+        try:
+            self._check(config, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, config: TrainConfig) -> None:
+        """Write config.yaml, once everything has been checked: from now on the folder holds a run."""
+        if self.primary:
+            for left_over in self.path.glob('.*.tmp'):      # of a process that was killed while writing
+                left_over.unlink()
+            write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
 
     def _check(self, config: TrainConfig, resume: bool) -> None:
         known = self.path / CONFIG

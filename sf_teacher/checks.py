@@ -16,7 +16,8 @@ def check_model(model: nn.Module, role: str) -> None:
     """
     what = f'{role} {type(model).__name__}'
     if not isinstance(model, nn.Module):
-        raise SFTeacherError(f'{role} must be a timm name or a torch.nn.Module, not {type(model).__name__}')
+        given = repr(model) if isinstance(model, str) else type(model).__name__
+        raise SFTeacherError(f'{role} must be a torch.nn.Module, or, for sf_teacher.wrap, a timm name; not {given}')
     if isinstance(model, DataParallel | DistributedDataParallel) or hasattr(model, '_orig_mod'):
         raise SFTeacherError(f'{what} is already wrapped: pass the plain model (model.module or model._orig_mod), then '
                              f'use task.compile() and task.prepare_distributed()')

@@ -165,7 +165,8 @@ def _key_value(text: str) -> tuple[str, Any]:
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
     try:
-        return key, ast.literal_eval(value)
+        return key, ast.literal_eval({'true': 'True', 'false': 'False', 'none': 'None', 'null': 'None'}.get(
+            value.lower(), value))
     except (ValueError, SyntaxError):
         return key, value
 

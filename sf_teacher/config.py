@@ -108,7 +108,7 @@ class TeacherRun(DataConfig, TrainConfig):
     method: str = option('sftn', "name of the method, or 'none': a standard teacher")
     method_kwargs: dict[str, Any] = option({}, 'settings of the method, e.g. kl_weight=1. temperature=4.')
     boundaries: tuple[int, ...] | None = option(None, "teacher boundaries, timm's indices (default: chosen)", low=0)
-    pretrained: bool = option(False, 'start the teacher from pretrained weights')
+    pretrained: bool = option(False, 'start the teacher from pretrained weights, as local-dir:FOLDER always does')
     model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
     student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
 
@@ -122,7 +122,7 @@ class StudentRun(DataConfig, TrainConfig):
     kd_temperature: float = option(4., 'temperature of the softened predictions', above=0, high=100)
     task_loss_weight: float = option(0.1, 'weight of the cross entropy', low=0)
     distill_loss_weight: float = option(0.9, 'weight of the distillation loss', low=0)
-    pretrained: bool = option(False, 'start the student from pretrained weights')
+    pretrained: bool = option(False, 'start the student from pretrained weights, as local-dir:FOLDER always does')
     model_kwargs: dict[str, Any] = option({}, 'arguments of the student for timm.create_model')
 
 

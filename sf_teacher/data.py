@@ -71,7 +71,10 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
             f'e.g. in {", ".join(differ[:3]) or "their order"}: labels would not mean the same. Add what is missing, '
             f'or give class_map, a file with one class name a line')
     found = [targets(d) for d in (train, validation)]
-    known = len(names[0]) or max((int(t.max()) + 1 for t in found if t is not None), default=0)
+    if isinstance(names[0], dict) and names[0]:
+        known = max(names[0].values()) + 1      # several names may mean one class
+    else:
+        known = len(names[0]) or max((int(t.max()) + 1 for t in found if t is not None), default=0)
     num_classes = config.num_classes or known
     if not num_classes:
         raise SFTeacherError(f'the number of classes of {config.dataset} is not known in advance: give num_classes')

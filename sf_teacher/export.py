@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -34,8 +35,8 @@ def export(
         folder: str | os.PathLike[str],
         *,
         input_size: Sequence[int] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         model_args: Mapping[str, Any] | None = None,
         factory: str | Callable[..., nn.Module] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -81,6 +82,9 @@ def export(
     target = Path(folder).expanduser().resolve()
     check_target(target, overwrite)
     notes, args = plain.primitives('metadata', metadata), plain.primitives('model_args', model_args)
+    if isinstance(model, TrainingTask):
+        raise SFTeacherError(f'export takes the plain model and this is a {type(model).__name__}: call task.export('
+                             f'folder), or pass task.get_eval_model()')
     model = unwrap_model(model)
     teacher = plain.plain_copy(model)
     arch = None

@@ -112,7 +112,7 @@ class Guard:
 
     def _advice(self, epoch: int) -> str:
         kept = f'The checkpoint after {epoch} epochs is kept in {self.kept}. ' if self.kept else ''
-        return (f'Nothing was stepped or saved with it. {kept}Try another run with a lower lr, clip_grad=1, or '
+        return (f'Nothing was saved with it. {kept}Try another run with a lower lr, clip_grad=1, or '
                 f'amp_dtype=bfloat16 where amp is on')
 
 

@@ -38,6 +38,8 @@ class Method:
     reduction: str = 'mean'
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            self._require(type(f.default) is not bool or type(getattr(self, f.name)) is bool, f.name, 'True or False')
         for name in ('teacher_weight', 'ce_weight', 'kl_weight'):
             self._require(_number(getattr(self, name)) and getattr(self, name) >= 0, name, 'a finite number >= 0')
         self._require(_number(self.temperature) and self.temperature > 0, 'temperature', 'a finite number > 0')

@@ -26,14 +26,27 @@ def default_boundaries(boundaries: Sequence[Boundary]) -> list[Boundary]:
 
 
 def pair_boundaries(teacher: Sequence[Boundary], student: Sequence[Boundary]) -> list[tuple[Boundary, Boundary]]:
-    """Pair boundaries in order of depth: the pairing whose depths, then whose resolutions, differ least."""
+    """Pair boundaries in order of depth: the pairing whose depths, then whose resolutions, differ least.
+
+    The depth of a boundary that was named by its module path is not known; then only resolutions count.
+
+    Raises:
+        SFTeacherError: Resolutions do not decide.
+    """
     short, long = (teacher, student) if len(teacher) <= len(student) else (student, teacher)
+    known = not any(math.isnan(b.depth) for b in (*teacher, *student))
 
     def difference(chosen: Sequence[Boundary]) -> tuple[float, float]:
-        depth = sum(abs(a.depth - b.depth) for a, b in zip(short, chosen, strict=True))
-        return round(depth, 6), sum(abs(math.log(a.size[0] / b.size[0])) for a, b in zip(short, chosen, strict=True))
+        depth = sum(abs(a.depth - b.depth) for a, b in zip(short, chosen, strict=True)) if known else 0.
+        resolution = sum(abs(math.log(a.size[0] / b.size[0])) for a, b in zip(short, chosen, strict=True))
+        return round(depth, 6), round(resolution, 6)
 
-    best = min(itertools.combinations(long, len(short)), key=difference)
+    best, *others = sorted(itertools.combinations(long, len(short)), key=difference)
+    if not known and others and difference(others[0]) == difference(best):
+        raise SFTeacherError(
+            f'several boundaries of the student go as well with {", ".join(b.name for b in teacher)}: name pairs '
+            f'(teacher boundary, student boundary) in `boundaries`; the student has '
+            f'{", ".join(b.name for b in student)}')
     return list(zip(short, best, strict=True)) if short is teacher else list(zip(best, short, strict=True))
 
 

@@ -125,12 +125,13 @@ def restore_constants(teacher: nn.Module, arch: str, model_args: Mapping[str, An
 def data_config(
         teacher: nn.Module,
         input_size: Sequence[int] | None,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
+        mean: Sequence[float] | float | None,
+        std: Sequence[float] | float | None,
 ) -> dict[str, list[Any]]:
     """The preprocessing to export: what was given, for the rest what the teacher's timm configuration says."""
     wanted = {'input_size': input_size, 'mean': mean, 'std': std}
-    given = {key: tuple(value) for key, value in wanted.items() if value is not None}
+    given = {key: (value,) if isinstance(value, int | float) else tuple(value)
+             for key, value in wanted.items() if value is not None}
     if 'input_size' in given and len(given['input_size']) != 3:
         raise SFTeacherError(f'input_size is (channels, height, width), got {input_size}')
     if not getattr(teacher, 'pretrained_cfg', None):

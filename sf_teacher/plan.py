@@ -49,12 +49,12 @@ def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
     random_seed(config.seed)
     task: TrainingTask
     if method is None:
-        kwargs = {'pretrained': config.pretrained, **config.model_kwargs}
+        kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
         model = create_model(config.teacher, 'teacher', data.num_classes, size, kwargs).to(device)
         task = ClassificationTask(model, criterion(config), device=device, verbose=False)
     else:
         task = wrap(config.teacher, list(config.student), method=method, num_classes=data.num_classes,
-                    boundaries=config.boundaries, input_size=size, pretrained=config.pretrained,
+                    boundaries=config.boundaries, input_size=size, pretrained=config.pretrained or None,
                     teacher_kwargs=config.model_kwargs, student_kwargs=config.student_kwargs).to(device)
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
@@ -79,7 +79,7 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
                              f'{data.num_classes}: give the data that it was trained on')
     random_seed(config.seed)
-    kwargs = {'pretrained': config.pretrained, **config.model_kwargs}
+    kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
     student = create_model(config.student, 'student', data.num_classes, size, kwargs).to(device)
     loss = criterion(config)
     if teacher is None:
@@ -134,11 +134,11 @@ def init_device(name: str) -> torch.device:
     name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         device = torch.device(name)
+        if is_distributed_env() and not torch.distributed.is_initialized():
+            device = torch.device(init_distributed_device_so(name)['device'])
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SFTeacherError(f'device={name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu') from error
-    if is_distributed_env() and not torch.distributed.is_initialized():
-        return torch.device(init_distributed_device_so(name)['device'])
     return device
 
 

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from timm.data import resolve_data_config
 from torch import nn
 
 from .checkpoint import write_atomically
@@ -45,15 +46,15 @@ def report(config: ReportRun) -> dict[str, Any]:
     if not config.output:
         raise SFTeacherError('no output: give the folder for report.json and report.png')
     _matplotlib()
-    for folder in folders:
-        load_teacher(folder)    # finds what cannot be loaded before any student is trained
+    # finds what cannot be loaded before any student is trained
+    sizes = [resolve_data_config({}, model=load_teacher(folder))['input_size'] for folder in folders]
     try:
         Path(config.output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SFTeacherError(f'cannot write to output={config.output!r}: {error}') from error
     common = {f.name: getattr(config, f.name) for f in fields(StudentRun)}
     pilot = StudentRun(**{**common, 'output': '', 'resume': False})
-    data = load_data(pilot, pilot.seed, pilot.input_size[0] if pilot.input_size else 3)
+    data = load_data(pilot, pilot.seed, (pilot.input_size or sizes[0])[0])
     arms: dict[str, list[dict[str, Any]]] = {}
     teachers: dict[str, Any] = {}
     for seed in range(config.seed, config.seed + config.seeds):
@@ -108,7 +109,10 @@ def _pilot(plan: Plan) -> tuple[dict[str, Any], dict[str, Any] | None]:
         seen = see(student, plan.eval_loader)
         return {'student_top1': _top1(seen)}, None
     pairs = _pairs(teacher.model, student, plan.config.input_size)
-    a = see(teacher.model, plan.eval_loader, [t for t, _ in pairs])
+    task: Any = plan.task       # the teacher sees its own mean and std, in training as here
+    images = ((teacher.normalize_input(x.to(task.device), task.student_mean, task.student_std), y)
+              for x, y in plan.eval_loader)
+    a = see(teacher.model, images, [t for t, _ in pairs])
     b = see(student, plan.eval_loader, [s for _, s in pairs])
     row = {
         'student_top1': _top1(b),

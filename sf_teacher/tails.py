@@ -164,6 +164,8 @@ def _stub(module: nn.Module, name: str, call: Call, trace: Trace, tail: Tail, fe
         return _Constant(module, constant)
 
     module.forward = functools.partial(_answer, tail._slot, tree_map(stand_in, call.output))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.__class__ = nn.Identity  # type: ignore[assignment]  # nothing is left for SyncBatchNorm to convert
 
 
 def _around(cut: Cut) -> set[str]:

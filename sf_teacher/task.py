@@ -64,11 +64,11 @@ class StudentFriendlyTask(PlainWithExtra):
             dtype: torch.dtype | None = None,
             verbose: bool = True,
     ) -> None:
-        like = next(model.parameters(), torch.empty(0))
+        check_model(model, 'teacher')
+        like = next(model.parameters())
         super().__init__(device=device or like.device, dtype=dtype or like.dtype, verbose=verbose)
         self.method = get_method(method)
-        students = [students] if isinstance(students, nn.Module) else list(students)
-        check_model(model, 'teacher')
+        students = [students] if isinstance(students, nn.Module | str) else list(students)
         for student in students:
             check_model(student, 'student')
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
@@ -77,7 +77,9 @@ class StudentFriendlyTask(PlainWithExtra):
             plan = make_plan(model, students, boundaries, self.input_size)
             branches = self.method.build(plan).to(self.device, self.dtype)
         self.num_classes, self.student_names = plan.num_classes, [type(s).__name__ for s in students]
+        branches.train(model.training)
         self.trainable_module: Any = BranchedTeacher(model, branches, self.method.uses_branches)
+        self.training = self.trainable_module.training = model.training
         self._checked = False
 
     @property

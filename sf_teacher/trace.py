@@ -61,7 +61,7 @@ def hooked(model: nn.Module, hook: Any, names: Iterable[str] | None = None) -> I
 def dummy_image(model: nn.Module, input_size: tuple[int, int, int], batch: int = 1) -> torch.Tensor:
     """Noise of a fixed seed [batch, C, H, W], in the model's dtype and on its device; the global RNG stays as it is."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0), device='cpu')
     return noise.to(device=like.device, dtype=like.dtype)
 
 
@@ -83,7 +83,7 @@ def jittered(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         if id(p) not in shared:
             shared[id(p)] = p.detach().to(dtype) if p.is_floating_point() else p.detach()
             if p.is_floating_point() and (p.ndim <= 1 or not p.any()):
-                noise = torch.randn(p.shape, generator=generator, dtype=dtype)
+                noise = torch.randn(p.shape, generator=generator, dtype=dtype, device='cpu')
                 shared[id(p)] = shared[id(p)] + 0.1 * noise.to(p.device)
         values[name] = shared[id(p)]
     return values

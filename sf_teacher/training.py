@@ -52,7 +52,10 @@ def fit(
     folder = RunFolder(config.output, config, config.resume, world.rank == 0) if config.output else None
     try:
         with signals() as stop:
-            return Loop(task, train_loader, eval_loader, config, world, folder, stop).run(on_epoch)
+            loop = Loop(task, train_loader, eval_loader, config, world, folder, stop)
+            if folder is not None:
+                folder.start(config)
+            return loop.run(on_epoch)
     finally:
         if folder is not None:
             folder.close()

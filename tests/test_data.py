@@ -13,6 +13,16 @@ from sf_teacher.in_memory import InMemoryLoader, load_images
 from . import training_runs as runs
 
 
+def test_several_names_of_a_class_are_one_class(tmp_path):
+    """torchvision's ImageNet maps every synonym to its class."""
+    data = load_data(DataConfig(data=str(runs.folder(tmp_path))), 0)
+    for split in (data.train, data.validation):
+        split.reader.class_to_idx = split.reader.class_to_idx | {f'synonym{i}': i for i in range(4)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('sf_teacher.data._open', lambda config, training, *_: data.train if training else data.validation)
+        assert load_data(DataConfig(data='x'), 0).num_classes == 4
+
+
 def loader(count=40, batch_size=8, **kwargs):
     images = torch.arange(count * 3 * 6 * 6).remainder(251).to(torch.uint8).view(count, 3, 6, 6)
     return InMemoryLoader(images, torch.arange(count), batch_size, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), **kwargs)

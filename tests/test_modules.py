@@ -10,7 +10,7 @@ from torch import nn
 import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
 from sf_teacher.cuts import student_boundaries
-from sf_teacher.trace import jittered
+from sf_teacher.trace import dummy_image, jittered
 from tests.family_checks import check_step, check_tail
 
 SIZE = (3, 32, 32)
@@ -118,6 +118,97 @@ def test_users_hooks_are_kept_and_fire_only_in_real_forwards():
     assert len(seen) == 1
 
 
+def named(task):
+    return [(b.source.name, b.target) for b in task.branches.branches]
+
+
+def test_named_boundaries_are_all_used():
+    teacher = timm.create_model('resnet10t', num_classes=10)
+    for count in (1, 3, 4, 5):
+        task = sf_teacher.wrap(teacher, 'resnet10t', boundaries=list(range(count)), input_size=SIZE)
+        assert [t for t, _ in named(task)] == [b.name for b in task.branches.boundaries]
+        assert len(named(task)) == count
+    students = timm.create_model('mobilenetv3_small_050', num_classes=10)
+    with pytest.raises(sf_teacher.SFTeacherError, match=r'names 7 of the teacher .* can be cut at 5 only'):
+        sf_teacher.wrap('mobilenetv3_large_100', students, num_classes=10, input_size=SIZE,
+                        boundaries=['blocks.0.0', 'blocks.1.0', 'blocks.1.1', 'blocks.2.0', 'blocks.2.1', 'blocks.3.0',
+                                    'blocks.4.0'])
+
+
+def test_a_path_without_a_partner_goes_with_its_resolution():
+    teacher = timm.create_model('resnet10t', num_classes=10)
+    for path, partner in (('layer1.0', 'layer1'), ('layer2.0', 'layer2'), ('layer3.0', 'layer3')):
+        assert named(sf_teacher.wrap(teacher, 'resnet10t', boundaries=[path], input_size=SIZE)) == [(path, partner)]
+
+
+def test_one_path_may_have_two_partners_and_indices_mix_with_paths():
+    teacher = timm.create_model('resnet10t', num_classes=10)
+    pairs = [('layer1.0', 'layer1'), ('layer1.0', 'layer2'), (2, 'layer2')]
+    task = sf_teacher.wrap(teacher, 'resnet10t', boundaries=pairs, input_size=SIZE)
+    assert named(task) == [('layer1.0', 'layer1'), ('layer1.0', 'layer2'), ('layer2', 'layer2')]
+    check_step(task, SIZE)
+
+
+def test_grey_images_build_models_for_them():
+    task = sf_teacher.wrap('test_resnet', 'test_resnet', num_classes=10, input_size=(1, 32, 32))
+    assert task(torch.randn(2, 1, 32, 32), torch.tensor([1, 2]))['loss'].isfinite()
+    assert task.teacher.in_chans == 1
+
+
+def test_a_folder_is_wrapped_with_its_weights(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=10)
+    folder = sf_teacher.export(model, tmp_path / 'teacher', input_size=SIZE)
+    task = sf_teacher.wrap(f'local-dir:{folder}', f'local-dir:{folder}', input_size=SIZE)
+    assert torch.equal(task.teacher.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
+    assert torch.equal(task.branches.branches[0].tail.model.fc.weight, model.fc.weight)
+    fresh = sf_teacher.wrap(f'local-dir:{folder}', 'test_resnet', pretrained=False, input_size=SIZE)
+    assert not torch.equal(fresh.teacher.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
+    with pytest.raises(sf_teacher.SFTeacherError, match=r'this is a StudentFriendlyTask: call task.export\(folder\)'):
+        sf_teacher.export(task, tmp_path / 'again')
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_branches_follow_the_teachers_mode(training):
+    teacher = timm.create_model('test_resnet', num_classes=10).train(training)
+    teacher.layer1.train(not training)      # a part that the user has set otherwise stays so
+    student = timm.create_model('test_resnet', num_classes=10).train(not training)
+    task = sf_teacher.wrap(teacher, student, input_size=SIZE)
+    assert task.training == task.trainable_module.training == training and student.training != training
+    assert {m.training for m in task.branches.modules()} == {training}
+    assert teacher.training == training and teacher.layer1.training != training
+
+
+def test_a_frozen_student_is_reported(caplog):
+    student = timm.create_model('test_resnet', num_classes=10).requires_grad_(False)
+    sf_teacher.wrap('test_resnet', student, num_classes=10, input_size=SIZE)
+    assert 'Student ResNet is frozen' in caplog.text
+
+
+def test_a_default_device_does_not_matter():
+    model = Plain()
+    with torch.device('meta'):
+        image, weights = dummy_image(model, SIZE), jittered(model, torch.float32)
+    assert image.device.type == weights['head.weight'].device.type == 'cpu'
+
+
+@pytest.mark.parametrize('student', ['resnet10t', 'test_efficientnet'])
+def test_batch_norm_can_be_made_synchronous(student):
+    torch.manual_seed(0)
+    task = sf_teacher.wrap('test_resnet', student, num_classes=10, input_size=SIZE)
+    batch = torch.randn(4, *SIZE), torch.arange(4)
+    expected = copy.deepcopy(task)(*batch)
+    converters = [timm.layers.convert_sync_batchnorm]
+    if student == 'resnet10t':      # torch's own drops the activation of timm's BatchNormAct2d
+        converters.append(nn.SyncBatchNorm.convert_sync_batchnorm)
+    for convert in converters:
+        other = copy.deepcopy(task)
+        other.trainable_module = convert(other.trainable_module)
+        kinds = [type(m).__name__ for m in other.modules()]
+        assert not {'BatchNorm2d', 'BatchNormAct2d'} & set(kinds)
+        assert torch.equal(other(*batch)['loss'], expected['loss'])
+
+
 # What is refused
 
 class TwoOutputs(Plain):
@@ -170,7 +261,19 @@ REFUSED = {
     'kwargs for a module': (lambda: sf_teacher.wrap(net(), 'test_resnet', pretrained=True), 'given by name'),
     'missing folder': (lambda: sf_teacher.wrap('local-dir:/nowhere', 'test_resnet'), 'could not build the teacher'),
     'input size': (lambda: sf_teacher.wrap(net(), net(), input_size=(32, 32)), r'three integers > 0; got \(32, 32\)'),
-    'not a model': (lambda: sf_teacher.wrap(3, 'test_resnet'), 'teacher must be a timm name or a torch.nn.Module'),
+    'not a model': (lambda: sf_teacher.wrap(3, 'test_resnet'),
+                    'teacher must be a torch.nn.Module, or, for sf_teacher.wrap, a timm name; not int'),
+    'a name in the task': (lambda: sf_teacher.StudentFriendlyTask('test_resnet'), "a timm name; not 'test_resnet'"),
+    'a student by name in the task': (lambda: sf_teacher.StudentFriendlyTask(net(), students='test_resnet'),
+                                      "student must be a torch.nn.Module.* not 'test_resnet'"),
+    'student_kwargs without a name': (lambda: sf_teacher.wrap(net(), net(), student_kwargs={'drop_rate': 0.1}),
+                                      "student_kwargs={'drop_rate': 0.1} are for students given by name"),
+    'text for a bool': (lambda: sf_teacher.SFTN(detach_teacher_logits='false'),
+                        "detach_teacher_logits='false'.*must be True or False"),
+    'number for a bool': (lambda: sf_teacher.GTN(require_sharing=1), 'require_sharing must be True or False'),
+    'ambiguous path': (lambda: sf_teacher.wrap(net('test_vit', img_size=32), net('test_vit', img_size=32),
+                                               boundaries=['blocks.1.mlp'], input_size=SIZE),
+                       r'several boundaries of the student go as well with blocks.1.mlp: name pairs'),
     'no student': (lambda: sf_teacher.wrap(net(), input_size=SIZE), 'SFTN needs a student'),
     'empty students': (lambda: sf_teacher.wrap(net(), [], input_size=SIZE), 'SFTN needs a student'),
     'unknown method': (lambda: sf_teacher.wrap(net(), 'test_resnet', method='stfn'), "unknown method 'stfn'.*'sftn'"),

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+import sf_teacher
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.config import ReportRun
 from sf_teacher.report import _compare, report, table
@@ -95,6 +96,26 @@ def test_report_measures_teachers_and_pilots(teachers, tmp_path, monkeypatch, ca
             assert all(0 <= c['value'] <= 1 for c in pilot['cka']) and pilot['cka']
     kinds = [c['kind'] for c in result['comparisons']]
     assert all(c['verdict'] in out for c in result['comparisons']) and set(kinds) <= {'gain', 'no gain', 'loss'}
+
+
+def test_teachers_see_their_own_normalisation(teachers, tmp_path):
+    data = str(runs.folder(tmp_path / 'data'))
+    common = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, batch_size=8, epochs=1,
+                  seeds=2, device='cpu')
+    own = report(ReportRun(**common, output=str(tmp_path / 'own')))
+    other = report(ReportRun(**common, mean=(0.,), std=(1.,), output=str(tmp_path / 'other')))
+    found = [r['teachers'][teachers[0]] for r in (own, other)]
+    assert found[0]['entropy'] == pytest.approx(found[1]['entropy'], rel=1e-4)
+    assert found[0]['top1'] == found[1]['top1']
+
+
+def test_grey_teachers(tmp_path):
+    data = str(runs.folder(tmp_path / 'data'))
+    model = timm.create_model('test_resnet', num_classes=4, in_chans=1)
+    folder = sf_teacher.export(model, tmp_path / 'grey', input_size=(1, 16, 16), mean=0.5, std=0.5)
+    result = report(ReportRun(teachers=(str(folder),), student='test_resnet', data=data, batch_size=8, epochs=1,
+                              seeds=2, workers=0, device='cpu', output=str(tmp_path / 'out')))
+    assert len(result['pilots'][str(folder)]) == 2
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [

@@ -15,7 +15,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-from sf_teacher import cli, training
+from sf_teacher import cli, cli_train, training
 from sf_teacher.config import StudentRun, TeacherRun, TrainConfig
 from sf_teacher.plan import plan_student
 from sf_teacher.settings import from_dict, read_yaml, to_yaml
@@ -269,10 +269,18 @@ def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_tea
     assert 'test_resnet' in card and 'digits' in card and 'eval_top1' in card and 'SFTN' in card
 
 
-def test_dry_run_prints_plan_and_cost_and_writes_nothing(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(('text', 'value'), [
+    ('x=false', False), ('x=True', True), ('x=none', None), ('x=1e-3', 1e-3), ('x=gelu', 'gelu'), ('x=(1, 2)', (1, 2))])
+def test_values_of_keys(text, value):
+    assert cli_train._key_value(text) == ('x', value)
+
+
+@pytest.mark.parametrize('more', ['', '--amp --amp-dtype bfloat16 --channels-last --model-ema --mixup 0.2 '
+                                  '--grad-accum-steps 2 --torchcompile eager'])
+def test_dry_run_prints_plan_and_cost_and_writes_nothing(more, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--batch-size', '16',
-            '--epochs', '3', '--device', 'cpu', '--output', 'run', '--dry-run']
+            '--epochs', '3', '--device', 'cpu', '--output', 'run', '--dry-run', *more.split()]
     assert cli.main(args) == 0
     out = capsys.readouterr().out
     for text in ('StudentFriendlyTask(', 'branches: ', '3 epochs of 89 batches of 16', 'hours for all', '3x32x32'):

@@ -92,6 +92,7 @@ TRAIN = [
     (['~--student'], 'SFTN needs a student'),
     (['--method-kwargs lambda_kl=1'], 'SFTN has teacher_weight, ce_weight, kl_weight'),
     (['--method-kwargs kl_weight=-1'], 'SFTN.kl_weight=-1.: kl_weight must be a finite number >= 0'),
+    (['--method-kwargs detach_teacher_logits=0'], 'detach_teacher_logits must be True or False'),
     (['--boundaries 9'], 'has no boundary 9: it has'),
     (['--lr 0'], 'lr=0 must be > 0 and <= 100'),
     (['--lr -0.1'], 'lr=-0.1 must be > 0'),
@@ -213,6 +214,16 @@ def test_two_runs_into_one_folder(tmp_path):
     with pytest.raises(SFTeacherError, match='holds a run already: continue it with resume, or choose another output'):
         runs.train(tmp_path / 'run', 'plain', epochs=1)
     assert (tmp_path / 'run/checkpoint-00001.pt').read_bytes() == before
+
+
+def test_a_refused_run_leaves_the_folder_free(tmp_path):
+    with pytest.raises(SFTeacherError, match="timm has no optimizer 'sdg'"):
+        runs.train(tmp_path / 'run', 'plain', epochs=1, opt='sdg')
+    assert not (tmp_path / 'run/config.yaml').exists()
+    assert len(runs.train(tmp_path / 'run', 'plain', epochs=1)) == 1
+    with pytest.raises(SFTeacherError, match='holds a run already') as kept:     # as an interactive session keeps it
+        runs.train(tmp_path / 'run', 'plain', epochs=1)
+    assert kept.tb is not None and len(runs.train(tmp_path / 'run', 'plain', epochs=1, resume=True)) == 1
 
 
 def test_two_processes_into_one_folder_at_once(tmp_path):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -158,14 +159,15 @@ def figure(name: str) -> None:
         alike.set(title='teacher and student, a dot a seed', xlabel='KL(teacher || student), nats', ylabel='CKA')
         names = [arm for arm in arms if arm not in (ALONE, STANDARD)]
         for who, offset, label in ((0, 0.15, 'teacher'), (1, -0.15, 'student')):
-            values = [gains(arms, arm, who, _against(protocol, arm)) or [0.] for arm in names]
-            found = [(statistics.fmean(v), interval(v)[1] if len(v) > 2 else 0.) for v in values]
+            values = [gains(arms, arm, who, _against(protocol, arm)) or [math.nan] for arm in names]
+            found = [(statistics.fmean(v), interval(v)[1] if len(v) > 2 else math.nan) for v in values]
             gain.errorbar([m for m, _ in found], [i + offset for i in range(len(names))], fmt='o', label=label,
                           xerr=[half for _, half in found], capsize=3, color='0.6' if who == 0 else 'C3')
         gain.axvline(0, color='black', linewidth=0.8)
         gain.set_yticks(range(len(names)), names)
         gain.set_ylim(len(names) - 0.5, -0.5)
-        gain.set(title='against the standard arm', xlabel='points, 95 % interval')
+        gain.set(title='against the standard arm, or the one that the table names',
+                 xlabel='points; 95 % interval of three seeds and more')
         gain.legend()
         curve.legend(fontsize='x-small')
         for ax in (curve, alike, gain):

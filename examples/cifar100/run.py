@@ -11,6 +11,7 @@ trained teachers are kept in --work.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -37,6 +38,7 @@ from sf_teacher.data import load_data
 from sf_teacher.in_memory import InMemoryLoader, load_images
 from sf_teacher.methods import METHODS
 from sf_teacher.pairing import default_boundaries
+from sf_teacher.reload import TEACHER, sha256
 from sf_teacher.similarity import calibration_error, divergence, linear_cka, see
 from sf_teacher.stages import Boundary
 from sf_teacher.taps import teacher_boundaries
@@ -48,13 +50,13 @@ Images = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 def load(source: DataConfig, cache: Path, size: int) -> Images:
     """All images, decoded once: uint8 [N, 3, size, size] and labels [N] by split."""
-    path = cache / f'images-{size}.pt'
+    path = cache / f'images-{size}-{hashlib.sha256(repr(source).encode()).hexdigest()[:8]}.pt'
     if not path.exists():
         data = load_data(source)
         images = {split: load_images(part, (3, size, size))
                   for split, part in (('train', data.train), ('test', data.validation))}
         cache.mkdir(parents=True, exist_ok=True)
-        torch.save(images, path)
+        write_atomically(path, lambda file: torch.save(images, file))
     return torch.load(path, mmap=True)
 
 
@@ -103,8 +105,9 @@ class Worker:
         test = self.loader('test')
         if run.settings.get('ramp'):
             train = Ramped(train, task, run.settings['ramp'] * run.settings['train']['epochs'])
+        folder = self.folder(run)
         config = TrainConfig(**run.settings['train'], seed=run.seed, device=str(self.device), log_interval=10 ** 6,
-                             output=str(self.work / run.key), resume=(self.work / run.key / 'config.yaml').exists())
+                             output=str(folder), resume=(folder / 'config.yaml').exists())
         rows = fit(task, train, test, config)
         model = task.get_eval_model().eval()
         if run.kind == 'teacher':
@@ -122,6 +125,11 @@ class Worker:
         write_atomically(path, lambda file: file.write(text.encode()))
         print(f'{run.kind} {run.pair} [{run.arm}] {run.student} seed {run.seed}: {result["top1"]:.2f} % in '
               f'{result["seconds"]:.0f} s', flush=True)
+
+    def folder(self, run: Run) -> Path:
+        """Where its checkpoints are; those of a run that starts from a teacher go with that teacher's weights."""
+        key = run.settings.get('teacher') or run.settings.get('after')
+        return self.work / (f'{run.key}-{sha256(self.work / key / "teacher" / TEACHER)[:8]}' if key else run.key)
 
     def forget(self, key: str) -> None:
         """Remove the results of what came of a teacher, trained again with other weights on another machine."""
