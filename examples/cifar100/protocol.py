@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sf_teacher.methods import METHODS, options
 from sf_teacher.training import TrainConfig
 
 Spec = dict[str, Any]
@@ -74,7 +75,7 @@ class Protocol:
         student: Those that differ for students.
         batch_size: Images in a batch.
         classes: First and last (exclusive) class, in alphabetical order.
-        per_class: Training images of each class, the first ones; all of them by default.
+        per_class: Training images of each class, the first ones in the order of the data source; by default all.
         size: Pixels of a side.
         kd: Temperature and weights of the plain distillation.
     """
@@ -149,7 +150,8 @@ def teacher_run(protocol: Protocol, pair_name: str, arm_name: str, seed: int) ->
         **_common(protocol), 'model': pair.teacher, 'train': {**protocol.train, **arm.train},
         'after': teacher_run(protocol, pair_name, arm.after, seed).key if arm.after else None}
     if arm.method:
-        settings |= {'method': arm.method, 'options': arm.options, 'ramp': arm.ramp,
+        resolved = options(METHODS[arm.method](**arm.options))      # a default may change
+        settings |= {'method': arm.method, 'options': resolved, 'ramp': arm.ramp,
                      'branch': arm.branch or pair.student, 'boundaries': arm.boundaries or pair.boundaries}
     return Run('teacher', pair_name, arm_name, seed, 'own', settings)
 
