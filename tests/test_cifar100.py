@@ -89,6 +89,22 @@ def test_protocols_can_be_read_and_their_settings_are_checked(modules, name):
     assert len(set(keys)) == len(keys)
 
 
+def test_pairs_that_share_a_student_or_a_teacher_share_its_runs(modules, tmp_path):
+    student, other = {'name': 'test_resnet'}, {'name': 'test_efficientnet'}
+    pairs = {'a': {'teacher': {'name': 'resnet10t'}, 'student': student, 'others': {'x': other}},
+             'b': {'teacher': {'name': 'resnet18'}, 'student': student},
+             'c': {'teacher': {'name': 'resnet18'}, 'student': other}}
+    (tmp_path / 'shared.yaml').write_text(yaml.safe_dump({**BY_NAME, 'pairs': pairs}))
+    (first, second) = modules['protocol'].chains(modules['protocol'].read(tmp_path / 'shared.yaml'))
+    runs = [run for chain in first for run in chain]
+    assert not second and len({run.key for run in runs}) == len(runs)
+    assert sum(run.kind == 'teacher' for run in runs) == 2      # resnet10t and resnet18
+    assert sum(run.arm == 'alone' for run in runs) == 2         # each student once
+    for chain in first:     # a student comes after its teacher, in the same chain
+        keys = [run.key for run in chain]
+        assert all(run.settings.get('teacher', keys[0]) in keys[:i + 1] for i, run in enumerate(chain))
+
+
 def test_a_mistake_in_a_protocol_is_named(modules, tmp_path):
     for change, message in ((dict(epochs=3), 'there is no epochs; there are about'),
                             (dict(arms={'standard': {'metod': 'sftn'}}), 'arms: standard: there is no metod'),

@@ -175,6 +175,7 @@ def chains(protocol: Protocol) -> list[list[list[Run]]]:
     from one of the first.
     """
     phases: list[dict[str, list[Run]]] = [{}, {}]
+    planned: set[str] = set()
     for seed in protocol.seeds:
         for pair in protocol.pairs:
             for arm_name in (ALONE, *protocol.arms):
@@ -182,11 +183,11 @@ def chains(protocol: Protocol) -> list[list[list[Run]]]:
                 arm = protocol.arms.get(arm_name)
                 first = [teacher_run(protocol, pair, arm_name, seed)] if arm else []
                 phase = phases[1 if arm and arm.after else 0]
-                name = first[0].key if first else f'{pair} alone {seed}'
-                chain = phase.setdefault(name, first)       # pairs may share a teacher
-                known = {run.key for run in chain}
-                chain += [run for run in students if run.key not in known]
-    return [list(phase.values()) for phase in phases]
+                chain = phase.setdefault(first[0].key if first else f'{pair} alone {seed}', first)
+                planned |= {run.key for run in first}       # pairs may share a teacher, or a student alone
+                chain += [run for run in students if run.key not in planned]
+                planned |= {run.key for run in students}
+    return [[chain for chain in phase.values() if chain] for phase in phases]
 
 
 def _common(protocol: Protocol) -> dict[str, Any]:
