@@ -59,7 +59,7 @@ def task(kind: str = 'teacher', model: str = 'test_resnet', **kwargs: Any) -> An
     if kind == 'teacher' or kind in METHODS:
         method = 'sftn' if kind == 'teacher' else kind
         students = model if METHODS[method].takes_students else None
-        return sf_teacher.wrap(net, students, method=method, input_size=SIZE, student_kwargs=kwargs)
+        return sf_teacher.wrap(net, students, method=method, input_size=SIZE, student_kwargs=kwargs if students else {})
     if kind == 'plain':
         return ClassificationTask(net, verbose=False)
     teacher = timm.create_model(model, num_classes=CLASSES, **kwargs).eval().requires_grad_(False)
