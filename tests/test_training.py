@@ -154,7 +154,6 @@ def test_compiled_tasks_train_and_resume(tmp_path):
 
 
 def test_tensorboard_files_are_written(tmp_path):
-    pytest.importorskip('tensorboard')
     fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1, tensorboard=True))
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
 
