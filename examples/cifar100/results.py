@@ -140,7 +140,7 @@ def figure(name: str) -> None:
     import matplotlib.pyplot as plt
     protocol = read(HERE / f'{name}.yaml')
     rows = [(pair if student == 'own' else f'{pair}, {student}', arms) for pair, spec in protocol.pairs.items()
-            for student in spec.others or ('own',) if STANDARD in (arms := collect(protocol, pair, student))]
+            for student in spec.others or ('own',) if set(arms := collect(protocol, pair, student)) - {ALONE, STANDARD}]
     if not rows:
         return
     heights = [max(4., 1. + 0.3 * len(arms)) for _, arms in rows]
