@@ -1,5 +1,7 @@
-"""Write docs/cost.md from examples/benchmarks/step_cost.json, which examples/benchmarks/step_cost.py measured."""
+"""Write docs/cost.md from examples/benchmarks/step_cost.json, which step_cost.py and pool_cost.py there measured."""
 import json
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -7,7 +9,7 @@ HEAD = '''\
 # What a training step costs
 
 Written by `python docs/make_cost.py` from [step_cost.json](../examples/benchmarks/step_cost.json), which
-`python examples/benchmarks/step_cost.py` measured: {device}, {threads} thread, torch {torch}, timm {timm}. CPU time of
+`step_cost.py` and `pool_cost.py` there measured: {device}, {threads} thread, torch {torch}, timm {timm}. CPU time of
 the process, while others kept the machine's {cores} cores busy (load average {low} to {high}), so that contention for
 caches and memory is in the figures.
 
@@ -24,7 +26,7 @@ too), TESKD's batch norms and interpolations at the resolution of the first stag
 which pass over the banks of all students in every step, whatever the size of the batch.
 '''
 COLUMNS = ['pair', 'method', 'FLOP ratio', 'step ratio', 'excess', 'SFTN / by hand', 'activation ratio',
-           'peak memory ratio']
+           'peak memory ratio', 'rounds']
 POOLED = '''\
 ## GTN with a pool of 8 against 8 SFTN runs
 
@@ -38,24 +40,23 @@ of an SFTN step with the same student, its peak memory is {peak:.2f} of the larg
 def render(data: dict) -> str:
     loads = sorted(r['load'] for r in data['rows'])
     text = HEAD.format(**data['machine'], low=loads[0], high=loads[-1])
-    for compiled in (False, True):
-        rows = [r for r in data['rows'] if r['compiled'] == compiled]
-        text += f'\n## {"Compiled" if compiled else "Eager"}\n\n{"; ".join(sorted(set(map(sizes, rows))))}.\n\n'
+    pairs = list(dict.fromkeys(r['pair'] for r in data['rows']))
+    ordered = sorted(data['rows'], key=lambda r: (pairs.index(r['pair']), ['sftn', 'teskd', 'gtn'].index(r['method'])))
+    key = itemgetter('compiled', 'size', 'batch_size')
+    for (compiled, size, batch_size), rows in groupby(sorted(ordered, key=key), key):
+        text += f'\n## {"Compiled" if compiled else "Eager"}, {size} px, batches of {batch_size}\n\n'
         text += f'| {" | ".join(COLUMNS)} |\n' + '|---' * len(COLUMNS) + '|\n'
         for r in rows:
             cells = [r['pair'], r['method'].upper(), f'{r["flop_ratio"]:.2f}', spread(r['step_ratio']),
                      f'{r["excess"]:.2f}', spread(r['by_hand']) if r['by_hand'] else '-',
-                     f'{r["activation_ratio"]:.2f}', f'{r["peak_ratio"]:.2f}']
+                     f'{r["activation_ratio"]:.2f}', f'{r["peak_ratio"]:.2f}', str(r['rounds'])]
             text += f'| {" | ".join(cells)} |\n'
     pool = data['pool']
     return text + '\n' + POOLED.format(
-        teacher=pool['teacher'], pool=', '.join(pool['pool']), sizes=sizes(pool),
+        teacher=pool['teacher'], pool=', '.join(pool['pool']),
+        sizes=f'{pool["size"]} px, batches of {pool["batch_size"]}, {pool["rounds"]} rounds',
         share=spread(pool['gtn_over_eight_sftn'], 3), step=spread(pool['gtn_step_over_sftn_step']),
         peak=pool['peak_over_largest_sftn'])
-
-
-def sizes(row: dict) -> str:
-    return f'{row["size"]} px, batches of {row["batch_size"]}, {row["rounds"]} rounds'
 
 
 def spread(values: list[float], digits: int = 2) -> str:

@@ -96,5 +96,5 @@ def no_features(model: nn.Module, role: str) -> str:
 
 def refused_image(model: nn.Module, input_size: Size, error: Exception) -> str:
     return (f'{type(model).__name__} does not run on one image of input_size={tuple(input_size)} '
-            f'({type(error).__name__}: {error}). Give the size it was built for as `input_size`, or build it for this '
-            f"size (timm: img_size in teacher_kwargs or student_kwargs).")
+            f'({type(error).__name__}: {error}). Give what it was built for, (channels, height, width), as '
+            f'`input_size`, or build it for this (timm: img_size or in_chans in teacher_kwargs or student_kwargs).')

@@ -332,7 +332,8 @@ REFUSED = {
     'several logits': (lambda: sf_teacher.wrap(TwoOutputs(), net(), input_size=SIZE, boundaries=[('second', 1)]),
                        'must return logits .* one tensor; it returns tuple'),
     'teacher of another size': (lambda: sf_teacher.wrap(net('vit_tiny_patch16_224'), net(), input_size=SIZE),
-                                r'does not run on one image of input_size=\(3, 32, 32\).*img_size in teacher_kwargs'),
+                                r'does not run on one image of input_size=\(3, 32, 32\).*'
+                                 r'img_size or in_chans in teacher_kwargs'),
     'student of another size': (lambda: sf_teacher.wrap(net(), net('vit_tiny_patch16_224'), input_size=SIZE),
                                 r'VisionTransformer does not run on one image of input_size=\(3, 32, 32\)'),
     'wrong channels': (lambda: sf_teacher.wrap(net(in_chans=1), net(), input_size=SIZE), 'does not run on one image'),
