@@ -1,4 +1,5 @@
 """What is attached to a teacher, and where: from what the user named to one module with branches."""
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -33,9 +34,15 @@ def make_plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundar
                              f'{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}')
     chosen: list[Boundary] | None = [pick_boundary(found, t, teacher, 'teacher') for t, _ in pairs] or None
     modules = [s for _, s in pairs if s is not None]
-    if modules and len(modules) < len(pairs):
-        raise SFTeacherError(f'boundaries={list(boundaries or ())!r} mixes pairs and single teacher boundaries: give '
-                             f'either for all')
+    if modules and (len(modules) < len(pairs) or not students):
+        raise SFTeacherError(f'boundaries={list(boundaries or ())!r} ' + (
+            'mixes pairs and single teacher boundaries: give either for all' if students else
+            'names boundaries of a student, and there is none: give those of the teacher alone'))
+    if chosen and not modules:      # in order of depth, in which they are paired and stacked
+        order = [id(b) for b in found]
+        chosen.sort(key=lambda b: order.index(id(b)))
+        if twice := [a.name for a, b in itertools.pairwise(chosen) if a is b]:
+            raise SFTeacherError(f'`boundaries` names {", ".join(twice)} more than once: name each once')
     return Plan(found, chosen, students, [modules or None for _ in students], input_size, logits.shape[-1])
 
 

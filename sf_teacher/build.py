@@ -99,11 +99,11 @@ def create_model(name: str, role: str, num_classes: int | None, input_size: Size
         kwargs['pretrained'] = ':' in name      # random weights under the name of a folder are what nobody wants
     if input_size is not None and input_size[0] != 3:
         kwargs.setdefault('in_chans', input_size[0])
-    if input_size is not None and 'img_size' not in kwargs and ':' not in name:
-        cfg = timm.get_pretrained_cfg(name)
-        if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size) != tuple(input_size):
-            kwargs['img_size'] = tuple(input_size[1:])
     try:
+        if input_size is not None and 'img_size' not in kwargs and ':' not in name:
+            cfg = timm.get_pretrained_cfg(name)
+            if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size) != tuple(input_size):
+                kwargs['img_size'] = tuple(input_size[1:])
         return timm.create_model(name, **kwargs)
     except Exception as error:
         raise SFTeacherError(f'timm could not build the {role} {name!r} with {kwargs}: {error}') from error

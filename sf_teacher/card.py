@@ -40,7 +40,8 @@ teacher.eval()
 
 _TORCHDISTILL = """\
 # The teacher's block for a torchdistill configuration. This key returns the teacher in eval mode, so that its
-# statistics stay as exported, and refuses a folder that is missing or has other classes.
+# statistics stay as exported, and refuses a folder that is missing or has other classes. The path is where it was
+# exported to: change it if the folder moves.
 dependencies:
   - name: 'sf_teacher.adapters.torchdistill'
 
@@ -81,7 +82,7 @@ def torchdistill_snippet(arch: str, num_classes: int, folder: str, torchvision_f
     """
     values = dict(arch=arch, num_classes=num_classes, folder=folder.replace("'", "''"), file=torchvision_file)
     if torchvision_file is None:
-        instead = '; exported with format="torchvision" there is one that it takes' if arch in MAPPED else ''
+        instead = '; exported with format="torchvision" (--format torchvision) there is one' if arch in MAPPED else ''
         return (_TORCHDISTILL + _NO_TORCHVISION).format(instead=instead, **values)
     what = 'the same model' if torchvision_file == 'teacher.pth' else 'it under other keys'
     return (_TORCHDISTILL + _TORCHVISION).format(what=what, **values)

@@ -1,15 +1,19 @@
 """`sf-teacher`: the command line.
 
-A subcommand is two functions, `_add_NAME` for its arguments and `_NAME` for its work, which imports what it needs, so
-that help is quick. It returns nothing; what is wrong it raises as SFTeacherError.
+A subcommand is two functions, `_add_NAME` for its arguments and `_NAME` for its work. It returns nothing; what is wrong
+it raises as SFTeacherError.
 """
 import argparse
+import difflib
 import json
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import cli_train
+from .config import parse_boundaries
 from .errors import SFTeacherError
 from .version import __version__
 
@@ -18,10 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; 0 if it succeeded, 1 if it raised SFTeacherError, whose text goes to stderr."""
     parser = argparse.ArgumentParser(prog='sf-teacher', description='Teachers from which students learn more.')
     parser.add_argument('--version', action='version', version=f'sf_teacher {__version__}')
-    commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
+    commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True, dest='command')
     for add in (_add_inspect, *cli_train.COMMANDS, _add_export, _add_verify):
         add(commands)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = commands.choices[args.command]
+        close = [c for text in unknown for c in difflib.get_close_matches(text, known._option_string_actions, 2)]
+        parser.exit(2, f'{known.prog}: {" ".join(unknown)} is not understood'
+                       + (f'; like it: {", ".join(close)}' if close else '') + f' ({known.prog} --help lists all)\n')
     try:
         args.run(args)
     except SFTeacherError as e:
@@ -37,22 +46,21 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument('--method', default='sftn', help='default %(default)s')
     parser.add_argument('--num-classes', type=int, metavar='N', help="default: the architecture's own")
     parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'))
-    parser.add_argument('--boundary', action='append', metavar='TEACHER[:STUDENT]',
-                        help='attach a branch here: feature index or module path; repeat for more')
+    parser.add_argument('--method-kwargs', type=cli_train.key_value, nargs='*', default=[], metavar='KEY=VALUE',
+                        help='settings of the method, e.g. width=256')
+    parser.add_argument('--boundaries', nargs='+', metavar='TEACHER[:STUDENT]',
+                        help="where branches go: timm's indices or module paths (default: chosen)")
     parser.add_argument('--json', action='store_true', help='print the description as JSON')
     parser.set_defaults(run=_inspect)
 
 
 def _inspect(args: argparse.Namespace) -> None:
     from .inspection import inspect, render
+    from .methods import make_method
 
-    def key(text: str) -> int | str:
-        return int(text) if text.isdigit() else text
-
-    pairs = [tuple(map(key, b.split(':', 1))) for b in args.boundary or ()]
-    boundaries: Any = [p if len(p) == 2 else p[0] for p in pairs] or None
-    result = inspect(args.teacher, args.students, method=args.method, num_classes=args.num_classes,
-                     boundaries=boundaries, input_size=args.input_size)
+    result = inspect(args.teacher, args.students, method=make_method(args.method, dict(args.method_kwargs)),
+                     num_classes=args.num_classes, boundaries=parse_boundaries(args.boundaries),
+                     input_size=args.input_size)
     print(json.dumps(result, indent=2) if args.json else render(result))
 
 
@@ -60,12 +68,14 @@ def _add_export(commands: Any) -> None:
     parser = commands.add_parser('export', help='turn a timm checkpoint into a verified folder')
     parser.add_argument('checkpoint', help="of timm's train script or ours, or a state_dict; EMA weights go first")
     parser.add_argument('folder', help='where to')
-    parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of the architecture")
-    parser.add_argument('--num-classes', type=int, required=True, metavar='N')
+    parser.add_argument('--model', metavar='NAME', help="timm's name of the architecture")
+    parser.add_argument('--num-classes', type=int, metavar='N', help='with --model')
+    parser.add_argument('--factory', metavar='MODULE:FUNCTION', help='instead of --model: builds the teacher')
     parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help='what it was trained at')
     parser.add_argument('--mean', type=float, nargs='+', metavar='M', help='what its images were normalised with')
     parser.add_argument('--std', type=float, nargs='+', metavar='S')
-    parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON', help='for timm.create_model')
+    parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON',
+                        help='for timm.create_model or the factory')
     parser.add_argument('--metadata', type=_json_object, default={}, metavar='JSON', help='for the model card')
     parser.add_argument('--overwrite', action='store_true', help='replace an earlier export')
     parser.add_argument(
@@ -79,18 +89,29 @@ def _export(args: argparse.Namespace) -> None:
     import timm
 
     from .export import TORCHDISTILL, export
+    from .reload import import_factory
 
+    if (args.model is None) == (args.factory is None) or (args.model is not None and args.num_classes is None):
+        raise SFTeacherError('export needs --model with --num-classes for a model that timm builds by name, or '
+                             '--factory MODULE:FUNCTION for another')
+    if not Path(args.checkpoint).is_file():
+        raise SFTeacherError(f'there is no checkpoint at {args.checkpoint}')
     try:
-        model = timm.create_model(
-            args.model, num_classes=args.num_classes, checkpoint_path=args.checkpoint, **args.model_args,
-        )
-    except FileNotFoundError as e:
-        raise SFTeacherError(f'there is no checkpoint at {args.checkpoint}') from e
+        if args.factory is None:
+            model = timm.create_model(
+                args.model, num_classes=args.num_classes, checkpoint_path=args.checkpoint, **args.model_args)
+        else:
+            sys.path.insert(0, os.getcwd())     # as `python -m` does
+            model = import_factory(args.factory, args.model_args)
+            timm.models.load_checkpoint(model, args.checkpoint)
     except Exception as e:
-        raise SFTeacherError(f'timm does not load {args.checkpoint} into {args.model}: {type(e).__name__}: {e}') from e
+        raise SFTeacherError(f'{args.checkpoint} cannot be loaded into {args.model or args.factory}: '
+                             f'{type(e).__name__}: {e}') from e
     folder = export(
         model,
         args.folder,
+        factory=args.factory,
+        model_args=args.model_args if args.factory else None,
         input_size=args.input_size,
         mean=args.mean,
         std=args.std,
@@ -98,6 +119,9 @@ def _export(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         format=args.format,
     )
+    if args.factory:
+        print(f'{folder}: exported and verified; its README.md says how to load it')
+        return
     print(f'{folder}: exported and verified. In torchdistill ({TORCHDISTILL} in the folder):\n')
     print((folder / TORCHDISTILL).read_text(encoding='utf-8'))
 

@@ -31,7 +31,7 @@ def add_distill(commands: Any) -> None:
 def add_report(commands: Any) -> None:
     parser = commands.add_parser('report', help='measure how well students learn from exported teachers')
     parser.add_argument('--config', metavar='FILE', help='YAML with settings by the names of the flags; flags win')
-    add_settings(parser, ReportRun, leave_out=('teacher', 'resume'))
+    add_settings(parser, ReportRun, leave_out=('teacher', 'resume', 'tensorboard'))
     parser.set_defaults(run=_report)
 
 
@@ -139,7 +139,7 @@ def _work(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> None:
         print(f'{folder}: exported and verified' + (f', {top1:.2f} % on validation' if top1 is not None else ''))
         if args.command == 'train':
             print(f'for torchdistill, {folder / "torchdistill.yaml"} has the lines; for timm, --kd-model-name '
-                  f'local-dir:{folder}')
+                  f'local-dir:{folder}; here, sf-teacher distill --teacher {folder}')
 
 
 def _owner(cls: type, name: str) -> type:
@@ -153,14 +153,15 @@ def _kind(hint: Any, f: Any) -> dict[str, Any]:
     if kind is bool:
         return {'action': 'store_true' if f.name.startswith('no_') else argparse.BooleanOptionalAction}
     if get_origin(kind) is dict:
-        return {'type': _key_value, 'nargs': '*', 'metavar': 'KEY=VALUE'}
+        return {'type': key_value, 'nargs': '*', 'metavar': 'KEY=VALUE'}
     if get_origin(kind) is tuple:
         return {'type': get_args(kind)[0], 'nargs': '+', 'metavar': metavar}
     choices = f.metadata['choices'] or None
     return {'type': kind, 'choices': choices, 'metavar': None if choices else metavar}
 
 
-def _key_value(text: str) -> tuple[str, Any]:
+def key_value(text: str) -> tuple[str, Any]:
+    """A flag's ``KEY=VALUE``; what is no Python literal is a string."""
     key, equals, value = text.partition('=')
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')

@@ -3,6 +3,7 @@ them.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,7 +42,7 @@ class TrainConfig(Checked):
     amp_dtype: str = option('float16', 'lower precision of --amp', choices=('float16', 'bfloat16'))
     channels_last: bool = option(False, 'channels_last memory layout')
     torchcompile: str = option('', 'compile with this backend, e.g. inductor')
-    model_ema: bool = option(False, 'keep a moving average of the weights; it is evaluated and exported')
+    model_ema: bool = option(False, 'keep a moving average of the weights; it is what is evaluated and exported')
     model_ema_decay: float = option(0.9998, 'its decay', above=0, high=0.999999)
     model_ema_warmup: bool = option(False, 'let its decay grow from small values')
     sync_bn: bool = option(False, 'synchronise batch norm between GPUs')
@@ -93,11 +94,15 @@ class DataConfig(Checked):
             raise SFTeacherError(f'input_size={self.input_size} must be three numbers, channels height width: 3 32 32')
         if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
             raise SFTeacherError(f'scale={self.scale} must be two fractions of the area, the smaller first: 0.08 1.0')
-        for name in ('color_jitter', 'aa', 'reprob', 'scale'):
+        if self.data == 'digits' and self.dataset:
+            raise SFTeacherError(f"data='digits' and dataset={self.dataset!r} are two sources of images: leave out one")
+        in_memory = self.in_memory or self.data == 'digits'
+        for name in ('color_jitter', 'aa', 'reprob', 'scale') if in_memory else ('crop_padding',):
             default = next(f.default for f in fields(self) if f.name == name)
-            if (self.in_memory or self.data == 'digits') and getattr(self, name) != default:
-                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect on images kept in memory, whose '
-                                     f'augmentation is crop_padding and hflip: leave it out, or in_memory')
+            if getattr(self, name) != default:
+                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect ' + (
+                    'on images kept in memory, whose augmentation is crop_padding and hflip: leave it out, or in_memory'
+                    if in_memory else 'without in_memory: leave it out, or give in_memory'))
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,25 @@ class TeacherRun(DataConfig, TrainConfig):
     student: tuple[str, ...] = option((), 'timm name of the student, or of several')
     method: str = option('sftn', "name of the method, or 'none': a standard teacher")
     method_kwargs: dict[str, Any] = option({}, 'settings of the method, e.g. kl_weight=1. temperature=4.')
-    boundaries: tuple[int, ...] | None = option(None, "teacher boundaries, timm's indices (default: chosen)", low=0)
+    boundaries: tuple[str, ...] | None = option(
+        None, "where branches go: TEACHER or TEACHER:STUDENT, timm's indices or module paths (default: chosen)")
     pretrained: bool = option(False, 'start the teacher from pretrained weights, as local-dir:FOLDER always does')
     model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
     student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
+
+    def __post_init__(self) -> None:
+        if isinstance(self.boundaries, list | tuple):       # in YAML an index is a number
+            object.__setattr__(self, 'boundaries', tuple(str(b) if type(b) is int else b for b in self.boundaries))
+        super().__post_init__()
+
+
+def parse_boundaries(texts: Sequence[str] | None) -> list[Any] | None:
+    """Boundaries as `wrap` takes them, from ``TEACHER`` or ``TEACHER:STUDENT`` each."""
+    def key(text: str) -> int | str:
+        return int(text) if text.isdigit() else text
+
+    pairs = [tuple(map(key, text.split(':', 1))) for text in texts or ()]
+    return [pair if len(pair) == 2 else pair[0] for pair in pairs] or None
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,7 @@ class StudentRun(DataConfig, TrainConfig):
 @dataclass(frozen=True)
 class ReportRun(StudentRun):
     """`sf-teacher report`: pilot students learn from each teacher for a few epochs."""
+    output: str = option('', 'folder for report.json and report.png', free=True)
     teachers: tuple[str, ...] = option((), 'exported folders of the teachers', positional=True)
     baseline: str = option('', 'exported folder of a standard teacher to compare with')
     seeds: int = option(3, 'pilot students for each teacher, with --seed and the following seeds', low=2)

@@ -78,7 +78,7 @@ def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout
     x = dummy_image(model, input_size)
     copied = twin(model, jittered(model, x.dtype))
     with torch.no_grad(), hooked(copied, keep):
-        _, references = features(copied, None, x)
+        _, references = features(copied, x)
     result = []
     for reference in references:
         few, signed = Sample(reference), bool((reference < 0).any())

@@ -23,7 +23,8 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise SFTeacherError(f'{target} exists and is not a folder')
     if any(target.iterdir()):
         if not overwrite:
-            raise SFTeacherError(f'{target} exists and is not empty; pass overwrite=True to replace an earlier export')
+            raise SFTeacherError(f'{target} exists and is not empty; pass overwrite=True (--overwrite) to replace an '
+                                 f'earlier export')
         if not (target / PROBE).is_file():
             raise SFTeacherError(f'{target} is not an exported teacher (no {PROBE}), overwrite=True leaves it alone')
 

@@ -89,7 +89,8 @@ def _teacher(name: str, num_classes: int | None, input_size: Size | None) -> tup
     for device in ('meta', 'cpu'):
         try:
             with torch.device(device):
-                model = create_model(name, 'teacher', num_classes, input_size, {})
+                weights: dict[str, Any] = {'pretrained': False} if device == 'meta' else {}     # meta has none
+                model = create_model(name, 'teacher', num_classes, input_size, weights)
             check_model(model, 'teacher')
             size = check_size(input_size or default_input_size(model))
             if device == 'meta':

@@ -120,7 +120,8 @@ class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
         Args:
             lr: The student's learning rate.
             weight_decay: Of both; vectors, and what the student excludes, are spared.
-            scale: The simplifier's learning rate as a fraction of the student's. timm's schedules keep the ratio.
+            scale: The simplifier's learning rate as a fraction of the student's. A schedule that multiplies rates keeps
+                the ratio; one with a warm-up from, or a decay to, a rate of its own does not. (`fit` does in any case.)
         """
         from timm.optim import param_groups_weight_decay  # imports every optimizer
         student: Any = self.student

@@ -122,7 +122,7 @@ def infer_layout(raw: torch.Tensor, input_size: tuple[int, int, int], where: str
     """Tell the layout of a feature from its shape alone, for modules that timm does not describe.
 
     Four dimensions are NCHW unless only NHWC gives a map with the input's aspect ratio; three are tokens, of which
-    those beyond the largest square are prefix tokens; two are a vector.
+    the fewest (up to 5) are prefix tokens that leave a grid of that aspect ratio; two are a vector.
 
     Raises:
         BoundaryError: The shape is none of these.

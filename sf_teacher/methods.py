@@ -1,5 +1,7 @@
 """One config dataclass for each teacher-side method; a method is its config and its branch set, nothing else."""
+import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -190,6 +192,22 @@ def get_method(method: str | Method) -> Method:
         raise SFTeacherError(f'unknown method {method!r}: give one of {", ".join(map(repr, METHODS))} or a config such '
                              f'as SFTN(kl_weight=0.5)')
     return METHODS[method.lower()]()
+
+
+def make_method(name: str, kwargs: Mapping[str, Any]) -> Method:
+    """A method's config from its name and settings.
+
+    Raises:
+        SFTeacherError: There is no such method, or it has no such setting; with close names.
+    """
+    cls = type(get_method(name))
+    known = [f.name for f in fields(cls)]
+    for key in kwargs:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 3)
+            raise SFTeacherError(f'{cls.__name__} has no setting {key!r}; '
+                                 + (f'like it: {", ".join(close)}' if close else f'it has {", ".join(known)}'))
+    return cls(**kwargs)
 
 
 def options(method: Method) -> dict[str, Any]:

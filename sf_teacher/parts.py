@@ -53,16 +53,30 @@ def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Opt
     groups = getattr(task, 'parameter_groups', None)
     parameters = trainable(task) if groups is None else groups(config.lr, config.weight_decay)
     try:
-        return create_optimizer_v2(parameters, **optimizer_kwargs(config))
+        optimizer = create_optimizer_v2(parameters, **optimizer_kwargs(config))
     except ValueError as error:
         close = difflib.get_close_matches(config.opt.lower(), [str(name) for name in list_optimizers()], 3)
         raise SFTeacherError(f'timm has no optimizer {config.opt!r}' + (f'; like it: {", ".join(close)}' if close else
                              '; timm.optim.list_optimizers() lists them') + f' ({error})') from error
+    if groups is not None and config.sched != 'none':
+        for group in optimizer.param_groups:    # timm's schedules scale warmup_lr and min_lr by this too
+            group['lr_scale'], group['lr'] = group['lr'] / config.lr, config.lr
+    return optimizer
 
 
 def criterion(config: TrainConfig) -> nn.Module:
     """The task loss that `smoothing`, `mixup` and `cutmix` ask for, which mix and smooth targets themselves."""
     return create_classification_loss(smoothing=config.smoothing, soft_targets=config.mixes)
+
+
+def check_smoothing(task: TrainingTask, config: TrainConfig) -> None:
+    """Refuse label smoothing that would have no effect: it is the task's loss that smooths, or mixup."""
+    loss = getattr(task, 'criterion', None)
+    found = [getattr(loss, name, None) for name in ('smoothing', 'label_smoothing')]
+    if config.smoothing and not config.mixes and config.smoothing not in found:
+        raise SFTeacherError(f'smoothing={config.smoothing:g} has no effect, as the loss of the task '
+                             f'({type(loss).__name__}) does not smooth by it: set task.criterion = '
+                             f'sf_teacher.training.criterion(config) or leave it at 0')
 
 
 def create_mixup(task: TrainingTask, config: TrainConfig) -> Mixup:

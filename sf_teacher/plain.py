@@ -44,6 +44,11 @@ def plain_copy(model: nn.Module) -> nn.Module:
                 'export model.float()'
             )
         memo[id(tensor)] = nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
+    for module in model.modules():      # what an eval forward with gradients cached (attention biases)
+        for value in vars(module).values():
+            for kept in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(kept, torch.Tensor) and not kept.is_leaf:
+                    memo.setdefault(id(kept), kept.detach().to('cpu', copy=True))
     try:
         teacher = copy.deepcopy(model, memo).eval()
     except Exception as e:

@@ -1,31 +1,33 @@
 """From settings to a run that is ready to start: everything built, everything checked, nothing written."""
 from __future__ import annotations
 
+import difflib
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from timm.utils import random_seed
-from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 from torch import nn
 
 from .build import create_model, wrap
-from .config import StudentRun, TeacherRun
+from .config import StudentRun, TeacherRun, parse_boundaries
 from .data import Data, create_loaders, flip_probability, load_data
 from .errors import SFTeacherError
 from .guard import World
 from .kd_task import StudentFriendlyKDTask
-from .methods import METHODS, Method, get_method
+from .loading import check_forward, init_device, load_teacher
+from .methods import METHODS, Method, make_method
 from .parts import criterion
+from .stages import default_input_size
 
 RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)
 STANDARD = 'none'
+KD_SETTINGS = ('kd', 'kd_temperature', 'task_loss_weight', 'distill_loss_weight')
 
 
 @dataclass
@@ -54,8 +56,9 @@ def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
         task = ClassificationTask(model, criterion(config), device=device, verbose=False)
     else:
         task = wrap(config.teacher, list(config.student), method=method, num_classes=data.num_classes,
-                    boundaries=config.boundaries, input_size=size, pretrained=config.pretrained or None,
-                    teacher_kwargs=config.model_kwargs, student_kwargs=config.student_kwargs).to(device)
+                    boundaries=parse_boundaries(config.boundaries), input_size=size,
+                    pretrained=config.pretrained or None, teacher_kwargs=config.model_kwargs,
+                    student_kwargs=config.student_kwargs).to(device)
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
     metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
@@ -68,13 +71,17 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
         raise SFTeacherError('no student: give the timm name of one, e.g. student=resnet18')
     if config.kd not in KD:
         raise SFTeacherError(f'kd={config.kd!r} must be one of {", ".join(KD)}')
+    if idle := [name for name in KD_SETTINGS if not config.teacher and
+                getattr(config, name) != getattr(StudentRun(), name)]:
+        raise SFTeacherError(f'{", ".join(idle)}: without a teacher the student learns alone, and this has no effect: '
+                             f'leave it out, or give a teacher')
     device, size = init_device(config.device), _input_size(config)
     teacher = load_teacher(config.teacher).to(device) if config.teacher else None
     if teacher is not None:
         expected = resolve_data_config({}, model=teacher)
         size = config.input_size or expected['input_size']
         config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']))
-    data = data or load_data(config, config.seed, size[0] if size else 3)
+    data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
                              f'{data.num_classes}: give the data that it was trained on')
@@ -92,54 +99,6 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
                 'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
                 'teacher': config.teacher or 'none'}
     return _plan(config, data, task, student, size, device, metadata)
-
-
-def load_teacher(folder: str) -> nn.Module:
-    """An exported teacher, in eval mode and frozen.
-
-    Raises:
-        SFTeacherError: This is no folder that plain timm loads.
-    """
-    path = Path(folder)
-    missing = [name for name in ('config.json', 'model.safetensors') if not (path / name).is_file()]
-    if missing:
-        raise SFTeacherError(f'teacher={folder!r} is no exported timm folder ({" and ".join(missing)} missing): give '
-                             f'the folder that train or export wrote')
-    try:
-        model = timm.create_model(f'local-dir:{path}', pretrained=True)
-    except Exception as error:
-        raise SFTeacherError(f'timm cannot load the teacher in {folder} ({type(error).__name__}: {error}): '
-                             f'`sf-teacher verify {folder}` says more') from error
-    return model.eval().requires_grad_(False)
-
-
-def check_forward(model: nn.Module, role: str, size: Any, num_classes: int, device: torch.device) -> None:
-    """Run two images through a model in eval mode, so that a size or class count that does not fit is found now."""
-    training = model.training
-    try:
-        with torch.inference_mode():
-            output = model.eval()(torch.zeros(2, *size, device=device))
-    except Exception as error:
-        raise SFTeacherError(f'{role} {type(model).__name__} does not take images of input_size={tuple(size)} '
-                             f'({type(error).__name__}: {error}): give the size that it was made for') from error
-    finally:
-        model.train(training)
-    if not isinstance(output, torch.Tensor) or tuple(output.shape) != (2, num_classes):
-        raise SFTeacherError(f'{role} {type(model).__name__} does not return one tensor of logits for {num_classes} '
-                             f'classes: choose another model')
-
-
-def init_device(name: str) -> torch.device:
-    """The device of this process; joins the other processes that torchrun started, if any."""
-    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        if is_distributed_env() and not torch.distributed.is_initialized():
-            device = torch.device(init_distributed_device_so(name)['device'])
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SFTeacherError(f'device={name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu') from error
-    return device
 
 
 def _plain(student: nn.Module, teacher: nn.Module, loss: nn.Module, config: StudentRun, device: torch.device) \
@@ -174,14 +133,16 @@ def _plan(
         device: torch.device,
         metadata: dict[str, Any],
 ) -> Plan:
-    asked = {'input_size': size, 'mean': config.mean, 'std': config.std}
-    if size is None:
-        asked['in_chans'] = getattr(model, 'in_chans', 3)
+    asked = {'input_size': size or default_input_size(model, config.model_kwargs), 'mean': config.mean,
+             'std': config.std}
+    channels = asked['input_size'][0]
     for name in ('mean', 'std'):
-        channels = (size or (asked.get('in_chans'),))[0]
         if asked[name] is not None and len(asked[name]) not in (1, channels):
             raise SFTeacherError(f'{name}={asked[name]} has {len(asked[name])} values for {channels} channels')
     data_config = resolve_data_config(asked, model=model)
+    for name in ('mean', 'std'):    # the model's own are of colour images
+        if len(data_config[name]) != channels:
+            data_config[name] = (statistics.fmean(data_config[name]),) * channels
     check_forward(model, 'model', data_config['input_size'], data.num_classes, device)
     config = replace(config, num_classes=data.num_classes, hflip=flip_probability(config),
                      **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})
@@ -193,16 +154,22 @@ def _plan(
 
 
 def _method(config: TeacherRun) -> Method | None:
-    if config.method == STANDARD:
-        if config.student or config.method_kwargs:
-            raise SFTeacherError(f'method={STANDARD!r} trains a standard teacher: leave out student and method_kwargs')
+    name = config.method.lower()
+    if name == STANDARD:
+        given = [n for n in ('student', 'method_kwargs', 'boundaries', 'student_kwargs') if getattr(config, n)]
+        if given:
+            raise SFTeacherError(f'method={STANDARD!r} trains a standard teacher, without branches: leave out '
+                                 f'{", ".join(given)}')
         return None
-    cls = type(get_method(config.method))
-    try:
-        return METHODS[config.method.lower()](**config.method_kwargs)
-    except TypeError as error:
-        allowed = ', '.join(f.name for f in fields(cls))
-        raise SFTeacherError(f'method_kwargs={config.method_kwargs}: {cls.__name__} has {allowed}') from error
+    if name not in METHODS:
+        known = [*METHODS, STANDARD]
+        close = difflib.get_close_matches(name, known, 1)
+        raise SFTeacherError(f'unknown method {config.method!r}' + (f', perhaps {close[0]!r}' if close else '')
+                             + f': give one of {", ".join(known)} ({STANDARD}: a standard teacher)')
+    if METHODS[name].takes_students and not config.student:
+        raise SFTeacherError(f'method={name!r} needs a student: give the timm name of one, e.g. student=resnet18 '
+                             f'(--student resnet18), or method={STANDARD!r} for a standard teacher')
+    return make_method(name, config.method_kwargs)
 
 
 def _input_size(config: RunConfig) -> Any:

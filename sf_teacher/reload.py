@@ -117,7 +117,7 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
 
 def _read_probe(folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     if not folder.is_dir():
-        raise CheckError('files', f'{folder} is not a folder')
+        raise CheckError('files', 'there is no such folder')
     if not (folder / PROBE).is_file():
         raise CheckError('files', f'{PROBE} is missing from {folder}: not a folder that sf_teacher exported')
     try:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_data_config
+from timm.utils import unwrap_model
 from torch import nn
 
 from .checkpoint import write_atomically
 from .config import ReportRun, StudentRun
 from .data import load_data
 from .errors import SFTeacherError
+from .loading import load_teacher
 from .pairing import default_boundaries, pair_boundaries
 from .parts import eval_model
-from .plan import Plan, load_teacher, plan_student
+from .plan import KD_SETTINGS, Plan, plan_student
 from .similarity import Seen, calibration_error, divergence, entropy, interval, linear_cka, see
 from .taps import teacher_boundaries
 from .training import fit
@@ -61,7 +63,8 @@ def report(config: ReportRun) -> dict[str, Any]:
         for folder in [*folders, '']:
             like = plan_student(replace(pilot, teacher=folder or folders[0], seed=seed), data)
             plan = like if folder else plan_student(replace(
-                pilot, seed=seed, input_size=like.config.input_size, mean=like.config.mean, std=like.config.std), data)
+                pilot, seed=seed, input_size=like.config.input_size, mean=like.config.mean, std=like.config.std,
+                **{name: getattr(StudentRun(), name) for name in KD_SETTINGS}), data)
             name = folder or ALONE
             row, teacher = _pilot(plan)
             arms.setdefault(name, []).append({'seed': seed, **row})
@@ -104,7 +107,7 @@ def table(result: dict[str, Any]) -> str:
 def _pilot(plan: Plan) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Train one student; what it and its teacher are worth on the validation images."""
     fit(plan.task, plan.train_loader, None, plan.config)
-    student, teacher = eval_model(plan.task), getattr(plan.task, 'teacher', None)
+    student, teacher = unwrap_model(eval_model(plan.task, plan.config.model_ema)), getattr(plan.task, 'teacher', None)
     if teacher is None:
         seen = see(student, plan.eval_loader)
         return {'student_top1': _top1(seen)}, None

@@ -1,6 +1,7 @@
 """What the configs are made of: dataclasses whose fields carry their own help and check themselves."""
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import types
@@ -110,8 +111,9 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
     kind = next(k for k in kinds if k is not type(None))
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(item, get_args(kind)[0], name) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            value = float(value)        # YAML reads 1e-3 as a string
     plain = get_origin(kind) or kind
     if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
         item = f' of {get_args(kind)[0].__name__}' if plain is tuple else ''

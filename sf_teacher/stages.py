@@ -23,6 +23,7 @@ class Boundary:
         depth: Share of the model's features up to and including this one, in (0, 1].
         reduction: Height of the image over that of the map, as measured.
         cut: For a student, what lies behind the boundary.
+        written: Whether the model overwrites the feature later, so that branches need a copy of it.
     """
     name: str
     index: int | None
@@ -30,6 +31,7 @@ class Boundary:
     depth: float = math.nan
     reduction: float = math.nan
     cut: Cut | None = None
+    written: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

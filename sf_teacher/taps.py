@@ -33,30 +33,42 @@ def forward_with_maps(
         indices = [b.index for b in boundaries]
         final, maps = model.forward_intermediates(x, indices=indices, stop_early=False, output_fmt='NCHW')
         return model.forward_head(final), maps
-    raws, logits = _run_hooked(model, [b.name for b in boundaries], x)
-    return logits, [b.layouts[0].to_map(raws[b.name]) for b in boundaries]
+    copied = [b.name for b in boundaries if b.written]
+    got: dict[str, torch.Tensor] = {}
 
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        raw = tensors(output)[0]
+        got[name] = raw.clone() if name in copied else raw
 
-def _run_hooked(model: nn.Module, names: Sequence[str], x: torch.Tensor) -> tuple[dict[str, torch.Tensor], Any]:
-    got: dict[str, list[Any]] = {name: [] for name in names}
-    with hooked(model, lambda name, module, args, output: got[name].append(output), names):
+    with hooked(model, keep, [b.name for b in boundaries]):
         logits = model(x)
-    for name, outputs in got.items():
-        if len(outputs) != 1 or len(tensors(outputs[0])) != 1:
-            found = f'is called {len(outputs)} times in one forward' if len(outputs) != 1 else \
-                f'returns {len(tensors(outputs[0]))} tensors'
+    return logits, [b.layouts[0].to_map(got[b.name]) for b in boundaries]
+
+
+def features(model: Any, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+    """Logits and all of timm's maps."""
+    final, maps = model.forward_intermediates(x, stop_early=False, output_fmt='NCHW')
+    return model.forward_head(final), maps
+
+
+def _outputs(model: nn.Module, names: Sequence[str], x: torch.Tensor) -> tuple[Any, dict[str, tuple]]:
+    """Logits, and by name, in order of execution, a module's output and whether it was overwritten afterwards."""
+    got: dict[str, list[Any]] = {}
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        got.setdefault(name, []).extend([(t, t._version) for t in tensors(output)])
+        calls[name] += 1
+
+    calls = dict.fromkeys(names, 0)
+    with hooked(model, keep, names):
+        logits = model(x)
+    for name in names:
+        if calls[name] != 1 or len(got[name]) != 1:
+            found = f'is called {calls[name]} times in one forward' if calls[name] != 1 else \
+                f'returns {len(got[name])} tensors'
             raise BoundaryError(f'{name!r} of {type(model).__name__} cannot be a teacher boundary: it {found}; a '
                                 f'boundary is called once and returns one tensor. Choose another in `boundaries`.')
-    return {name: tensors(outputs[0])[0] for name, outputs in got.items()}, logits
-
-
-def features(model: Any, names: Sequence[str] | None, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
-    """Logits, and all of timm's maps or the raw outputs of the modules named."""
-    if names is None:
-        final, maps = model.forward_intermediates(x, stop_early=False, output_fmt='NCHW')
-        return model.forward_head(final), maps
-    raws, logits = _run_hooked(model, names, x)
-    return logits, [raws[name] for name in names]
+    return logits, {name: (t, t._version != version) for name, ((t, version),) in got.items()}
 
 
 def teacher_boundaries(
@@ -72,22 +84,24 @@ def teacher_boundaries(
         names: Module paths; None for all of timm's features.
 
     Returns:
-        The boundaries, in timm's or in the given order, and the logits of the dummy image (possibly on meta).
+        The boundaries, in timm's order or in that in which the modules are run, and the logits of the dummy image
+        (possibly on meta).
     """
     if names is None and not feature_info(model):
         raise BoundaryError(no_features(model, 'teacher'))
     for name in names or ():
         check_module(model, name)
     x = dummy_image(model, input_size)
+    run: Any = features if names is None else lambda model, x: _outputs(model, names, x)
     with torch.no_grad():
         try:
             on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
-            logits, maps = features(twin(model, on_meta), names, x.to('meta'))
+            logits, maps = run(twin(model, on_meta), x.to('meta'))
         except SFTeacherError:
             raise
         except Exception:   # the model computes with values, or keeps tensors that are neither parameter nor buffer
             try:
-                logits, maps = features(twin(model), names, x)
+                logits, maps = run(twin(model), x)
             except SFTeacherError:
                 raise
             except Exception as error:
@@ -97,6 +111,13 @@ def teacher_boundaries(
         found = [Boundary(feature_name(model, i), i, (layout,), depth, input_size[1] / layout.size[0])
                  for i, (layout, depth) in enumerate(zip(layouts, depths(model), strict=True))]
     else:
-        found = [Boundary(name, None, (infer_layout(m, input_size, f'{name!r} of {type(model).__name__}'),))
-                 for name, m in zip(names, maps, strict=True)]
+        found = []
+        for name, (raw, written) in maps.items():
+            where = f'{name!r} of {type(model).__name__}'
+            layout = infer_layout(raw, input_size, where)
+            if layout.rows > 1:
+                raise BoundaryError(f'{where} cannot be a teacher boundary: for one image it returns '
+                                    f'{tuple(raw.shape)}, patches folded into the batch, whose places in the image '
+                                    f'its shape does not tell. Choose another in `boundaries`.')
+            found.append(Boundary(name, None, (layout,), written=written))
     return found, logits

@@ -10,7 +10,7 @@ from .config import TrainConfig
 from .errors import SFTeacherError
 from .guard import Interrupted, World, check_batch_norm, signals
 from .loop import Loop, Row
-from .parts import criterion, evaluate
+from .parts import check_smoothing, criterion, evaluate
 
 __all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
 
@@ -28,7 +28,8 @@ def fit(
         task: `StudentFriendlyTask`, or a task of `timm.task`, on its device; what it trains is trained in place.
         train_loader: Batches (images, targets) with a length; its `set_epoch`, or its sampler's, is called.
         eval_loader: The same for validation; None for none.
-        config: Settings. With `output` the run is written there and can be resumed; without, nothing is written.
+        config: Settings. With `output` the run is written there and can be resumed; without, nothing is written. Its
+            `device` is not looked at: the task is where it is.
         on_epoch: Called on the first process after each epoch with the row of summary.csv.
 
     Returns:
@@ -49,6 +50,7 @@ def fit(
     if not len(train_loader):   # type: ignore[arg-type]
         raise SFTeacherError('the training loader has no batch: fewer images than one batch? Lower batch_size')
     check_batch_norm(task, train_loader)
+    check_smoothing(task, config)
     folder = RunFolder(config.output, config, config.resume, world.rank == 0) if config.output else None
     try:
         with signals() as stop:

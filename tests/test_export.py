@@ -623,7 +623,7 @@ def test_verify_tolerance(broken, quick):
 
 
 def test_verify_what_is_no_export(quick, tmp_path):
-    with pytest.raises(SFTeacherError, match='nowhere is not a folder'):
+    with pytest.raises(SFTeacherError, match='nowhere: there is no such folder'):
         verify(tmp_path / 'nowhere')
     with pytest.raises(SFTeacherError, match=r'probe.safetensors is missing .*not a folder that sf_teacher exported'):
         verify(tmp_path)
@@ -672,6 +672,28 @@ def test_cli_export_errors(changes, message, folder, capsys, tmp_path):
     arguments = [text for option in options.items() for text in option]
     assert cli.main(['export', checkpoint, str(tmp_path / 'again'), *arguments]) == 1
     assert message in capsys.readouterr().err and not leftovers(tmp_path)
+
+
+def test_cli_export_of_a_model_of_ones_own(own, quick, capsys, tmp_path, monkeypatch):
+    from own_models import Own
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if p != str(own)])
+    torch.save(Own(width=6).state_dict(), 'own.pth')
+    command = ['export', 'own.pth', str(tmp_path / 'teacher'), '--factory', 'own_models:Own']
+    assert cli.main([*command, '--model-args', '{"width": 6}', '--input-size', '1', '8', '8', '--mean', '0.5',
+                     '--std', '0.5']) == 0
+    assert 'exported and verified; its README.md says how to load it' in capsys.readouterr().out
+    assert verify(tmp_path / 'teacher', factory='own_models:Own')['bit_equal']
+    assert cli.main([*command, '--model', 'test_resnet']) == 1
+    assert 'needs --model with --num-classes' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['efficientvit_m0', 'levit_128s'])
+def test_what_an_evaluation_with_gradients_kept_is_no_obstacle(name, quick, tmp_path):
+    model = build(name).eval()
+    model(torch.randn(2, 3, 224, 224))
+    path = export(model, tmp_path / 'teacher')
+    assert torch.equal(logits_of(load(path), (3, 224, 224)), logits_of(model, (3, 224, 224)))
 
 
 def test_cli_usage(capsys):

@@ -51,7 +51,7 @@ def test_the_command_line(capsys):
     assert main([*args, '--json']) == 0
     data = json.loads(capsys.readouterr().out)
     assert data['method']['name'] == 'SFTN' and data['input_size'] == [3, 64, 64]
-    assert main([*args, '--boundary', 'layer2:layer3', '--boundary', '3:3']) == 0
+    assert main([*args, '--boundaries', 'layer2:layer3', '3:3']) == 0
     text = capsys.readouterr().out
     assert 'layer2  ->  layer3' in text and 'with branches' in text and 'GFLOP' in text
     assert main(['inspect', 'resnet5O']) == 1
@@ -69,3 +69,21 @@ def test_nothing_is_left_behind():
     rng = torch.get_rng_state()
     inspect('test_vit', input_size=(3, 160, 160))
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_settings_of_the_method(capsys):
+    args = ['inspect', 'test_resnet', '--method', 'teskd', '--num-classes', '10', '--input-size', '3', '64', '64',
+            '--json']
+    parameters = []
+    for width in ('32', '64'):
+        assert main([*args, '--method-kwargs', f'width={width}']) == 0
+        parameters.append(json.loads(capsys.readouterr().out)['branch_parameters'])
+    assert parameters[0] < parameters[1]
+    assert main([*args, '--method-kwargs', 'widht=32']) == 1
+    assert "TESKD has no setting 'widht'; like it: width" in capsys.readouterr().err
+
+
+def test_an_exported_folder_is_described_without_warnings(tmp_path, recwarn):
+    sf_teacher.export(timm.create_model('test_resnet', num_classes=4), tmp_path / 'teacher')
+    result = inspect(f'local-dir:{tmp_path}/teacher', ['test_resnet'])
+    assert result['num_classes'] == 4 and not [w for w in recwarn if 'no-op' in str(w.message)]

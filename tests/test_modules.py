@@ -10,6 +10,7 @@ from torch import nn
 import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
 from sf_teacher.cuts import student_boundaries
+from sf_teacher.taps import forward_with_maps
 from sf_teacher.trace import dummy_image, jittered
 from tests.family_checks import check_step, check_tail
 
@@ -320,6 +321,15 @@ REFUSED = {
     'no boundaries': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[]), 'leaves nothing to'),
     'a pair twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(1, 1), (1, 1)]),
                      'pairs layer1-layer1 more than once'),
+    'a boundary twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[1, 2, 1]),
+                         '`boundaries` names layer1 more than once'),
+    'pairs without a student': (lambda: sf_teacher.wrap(net(), method='teskd', input_size=SIZE,
+                                                        boundaries=[(1, 1), (2, 2)]),
+                                'names boundaries of a student, and there is none'),
+    'patches in the batch': (lambda: sf_teacher.wrap(net('mobilevit_xxs'), net(), input_size=(3, 256, 256),
+                                                     boundaries=[('stages.2.1.transformer.0', 'layer2')]),
+                             r'cannot be a teacher boundary: for one image it returns \(4, 256, .*, patches folded'),
+    'wrong tag': (lambda: sf_teacher.wrap('test_resnet.nonsense', net(), input_size=SIZE), 'Invalid pretrained tag'),
     'pairs mixed': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[1, (2, 2)]), 'mixes pairs'),
     'called twice': (lambda: sf_teacher.wrap(net(), Twice(), input_size=SIZE, boundaries=[('layer2', 'first')]),
                      "'first' is called 2 times in one forward"),
@@ -411,3 +421,37 @@ def test_labels_are_checked_on_the_first_batch_only():
     task.eval()(torch.zeros(2, *SIZE), torch.tensor([0, 1]))
     with pytest.raises(IndexError):
         task(torch.zeros(2, *SIZE), torch.tensor([0, 99]))
+
+
+def test_boundaries_are_paired_in_order_of_depth_however_they_are_given():
+    images = torch.randn(4, 3, 160, 160)
+    for method, students in (('sftn', ['test_vit']), ('gtn', ['test_vit']), ('teskd', [])):
+        losses = []
+        for given in ([1, 2, 3], [3, 1, 2], ['layer2', 'layer3', 'layer1']):
+            torch.manual_seed(0)
+            task = sf_teacher.wrap('test_resnet', students, method=method, boundaries=given, num_classes=10,
+                                   input_size=(3, 160, 160))
+            assert [b.name for b in task.branches.boundaries] == ['layer1', 'layer2', 'layer3']
+            losses.append(task(images, torch.arange(4))['loss'])
+        assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+
+
+def test_modules_are_paired_in_the_order_in_which_they_run():
+    for given in (['first', 'second'], ['second', 'first']):
+        task = sf_teacher.wrap(Plain(), net(), boundaries=given, input_size=(3, 64, 64))
+        assert [b.name for b in task.branches.boundaries] == ['first', 'second']
+
+
+def test_a_feature_that_is_overwritten_later_is_tapped_as_it_was():
+    """`first` ends in batch norm; then `y += x` and an in-place ReLU write on its output."""
+    torch.manual_seed(0)
+    teacher = Plain()
+    task = sf_teacher.wrap(teacher, net(), boundaries=[('first', 'layer1')], input_size=SIZE)
+    x = torch.randn(4, *SIZE)
+    logits, maps = forward_with_maps(teacher, task.branches.boundaries, x)
+    assert task.branches.boundaries[0].written and maps[0].min() < 0
+    expected = teacher.first(nn.functional.relu(teacher.stem(x)))
+    assert torch.equal(maps[0], expected) and torch.equal(logits, teacher(x))
+    check_step(task, SIZE)
+    plain = sf_teacher.wrap(Sequence(), net(), boundaries=[('conv', 'layer1')], input_size=SIZE)
+    assert not plain.branches.boundaries[0].written

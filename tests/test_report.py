@@ -2,6 +2,7 @@ import json
 import math
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch
 import sf_teacher
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.config import ReportRun
+from sf_teacher.parts import eval_model
 from sf_teacher.report import _compare, report, table
 from sf_teacher.similarity import calibration_error, divergence, entropy, interval, linear_cka
 
@@ -96,6 +98,20 @@ def test_report_measures_teachers_and_pilots(teachers, tmp_path, monkeypatch, ca
             assert all(0 <= c['value'] <= 1 for c in pilot['cka']) and pilot['cka']
     kinds = [c['kind'] for c in result['comparisons']]
     assert all(c['verdict'] in out for c in result['comparisons']) and set(kinds) <= {'gain', 'no gain', 'loss'}
+
+
+def test_what_is_measured_is_the_moving_average_where_there_is_one(teachers, tmp_path, monkeypatch):
+    config = ReportRun(teachers=(teachers[0],), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
+                       in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'),
+                       model_ema=True, model_ema_decay=0.999999, kd_temperature=2.)
+    kl = [[p['kl'] for p in report(c)['pilots'][teachers[0]]] for c in (config, replace(config, model_ema=False))]
+    assert kl[0] != kl[1]
+
+    def averaged(task, ema):
+        assert ema
+        return eval_model(task, ema)
+    monkeypatch.setattr('sf_teacher.report.eval_model', averaged)
+    assert [p['kl'] for p in report(config)['pilots'][teachers[0]]] == kl[0]
 
 
 def test_teachers_see_their_own_normalisation(teachers, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from sf_teacher.adapters import torchdistill as adapter
+from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.task import LogitDistillationTask
 from torch import nn
 from torchdistill.core.distillation import get_distillation_box
@@ -143,17 +144,21 @@ def test_building_it_leaves_the_random_numbers_alone():
 
 def test_the_simplifier_has_a_learning_rate_of_its_own_which_schedules_keep():
     task = make()
-    optimizer = create_optimizer(task, StudentRun(lr=0.1, weight_decay=0.01))
+    config = StudentRun(lr=0.1, weight_decay=0.01, warmup_epochs=2, warmup_lr=0.05, min_lr=0.01, epochs=10)
+    optimizer = create_optimizer(task, config)
+    scheduler = timm.scheduler.create_scheduler_v2(optimizer, **scheduler_kwargs(config))[0]
     own = {id(p) for p in task.simplifier.parameters()}
     for group in optimizer.param_groups:
         inside = {id(p) in own for p in group['params']}
-        assert len(inside) == 1 and group['lr'] == pytest.approx(0.1 * (0.02 if inside == {True} else 1.))
+        assert len(inside) == 1 and group['lr'] == pytest.approx(0.05 * (0.02 if inside == {True} else 1.))
         assert group['weight_decay'] == (0.01 if group['params'][0].ndim > 1 else 0.)
     assert sum(len(g['params']) for g in optimizer.param_groups) == len(list(task.trainable_module.parameters()))
-    scheduler = timm.scheduler.create_scheduler_v2(optimizer, 'cosine', num_epochs=10)[0]
-    scheduler.step(5)
-    rates = {g['lr'] for g in optimizer.param_groups}
-    assert len(rates) == 2 and min(rates) == pytest.approx(0.02 * max(rates)) and max(rates) < 0.1
+    for epoch in range(1, 10):      # warm-up and the lowest rate are scaled too
+        scheduler.step(epoch)
+        rates = {g['lr'] for g in optimizer.param_groups}
+        assert len(rates) == 2 and min(rates) == pytest.approx(0.02 * max(rates)) and 0.01 <= max(rates) <= 0.1
+    plain = create_optimizer(task, StudentRun(lr=0.1, sched='none'))
+    assert {g['lr'] for g in plain.param_groups} == {0.1, 0.002}
 
 
 def test_target_accuracy_and_entropy_are_those_of_the_softened_targets():

@@ -1,5 +1,6 @@
 import copy
 import csv
+import json
 import os
 import re
 import signal
@@ -11,13 +12,14 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-from sf_teacher import cli, cli_train, training
+from sf_teacher import SFTeacherError, cli, cli_train, training
 from sf_teacher.config import StudentRun, TeacherRun, TrainConfig
-from sf_teacher.plan import plan_student
+from sf_teacher.plan import plan_student, plan_teacher
 from sf_teacher.settings import from_dict, read_yaml, to_yaml
 from sf_teacher.training import Interrupted, evaluate, fit
 from sf_teacher.watch import Average, Progress
@@ -271,7 +273,7 @@ def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_tea
 @pytest.mark.parametrize(('text', 'value'), [
     ('x=false', False), ('x=True', True), ('x=none', None), ('x=1e-3', 1e-3), ('x=gelu', 'gelu'), ('x=(1, 2)', (1, 2))])
 def test_values_of_keys(text, value):
-    assert cli_train._key_value(text) == ('x', value)
+    assert cli_train.key_value(text) == ('x', value)
 
 
 @pytest.mark.parametrize('more', ['', '--amp --amp-dtype bfloat16 --channels-last --model-ema --mixup 0.2 '
@@ -285,6 +287,52 @@ def test_dry_run_prints_plan_and_cost_and_writes_nothing(more, tmp_path, monkeyp
     for text in ('StudentFriendlyTask(', 'branches: ', '3 epochs of 89 batches of 16', 'hours for all', '3x32x32'):
         assert text in out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """Images with one channel, in folders."""
+    for path in runs.folder(tmp_path / 'grey').rglob('*.png'):
+        Image.open(path).convert('L').save(path)
+    return tmp_path / 'grey'
+
+
+@pytest.mark.parametrize('more', [
+    '--student test_resnet --input-size 1 16 16', '--student test_resnet --input-size 1 16 16 --in-memory',
+    '--method none --model-kwargs in_chans=1'])
+def test_grey_images_are_trained_on_and_the_teacher_exported(more, grey, tmp_path):
+    args = ['train', 'test_resnet', '--data', str(grey), '--batch-size', '8', '--epochs', '1', '--device', 'cpu',
+            '--workers', '0', '--output', str(tmp_path / 'run'), *more.split()]
+    assert cli.main(args) == 0
+    config = json.loads((tmp_path / 'run/teacher/config.json').read_text())['pretrained_cfg']
+    assert config['input_size'][0] == 1 and len(config['mean']) == len(config['std']) == 1
+    if 'none' not in more:      # the teacher is found in its run's folder, and under timm's name for it
+        student = ['--student', 'test_resnet', '--data', str(grey), '--batch-size', '8', '--epochs', '1', '--device',
+                   'cpu', '--workers', '0', '--model-kwargs', 'in_chans=1', '--output', str(tmp_path / 'student')]
+        assert cli.main(['distill', '--teacher', str(tmp_path / 'run'), *student]) == 0
+        assert cli.main(['distill', '--teacher', f'local-dir:{tmp_path}/run/teacher', '--dry-run', *student]) == 0
+
+
+def test_a_student_alone_learns_from_grey_images(grey, tmp_path):
+    plan = plan_student(StudentRun(student='test_resnet', data=str(grey), model_kwargs={'in_chans': 1}, workers=0,
+                                   batch_size=8, device='cpu'))
+    assert next(iter(plan.train_loader))[0].shape[1] == 1 == len(plan.config.mean)
+
+
+def test_boundaries_of_a_run_are_those_of_wrap():
+    config = dict(teacher='test_resnet', student=('test_vit',), data='digits', input_size=(3, 160, 160), device='cpu')
+    task = plan_teacher(TeacherRun(**config, boundaries=[3, 2])).task       # as YAML gives them
+    assert [b.name for b in task.branches.boundaries] == ['layer2', 'layer3']
+    task = plan_teacher(TeacherRun(**config, boundaries=('layer1:blocks.1', '2:3'))).task
+    assert task.branches.names == ['layer1-blocks.1', 'layer2-blocks.3']
+
+
+def test_yaml_gives_rates_as_people_write_them(tmp_path):
+    (tmp_path / 'c.yaml').write_text('lr: 1e-3\nmin_lr: 1e-5\n')
+    config = from_dict(TrainConfig, read_yaml(tmp_path / 'c.yaml'), 'c')
+    assert (config.lr, config.min_lr) == (1e-3, 1e-5)
+    with pytest.raises(SFTeacherError, match="lr='fast' must be a float; it is a str"):
+        TrainConfig(lr='fast')
 
 
 def test_distill_trains_a_student_in_the_teachers_preprocessing(tmp_path):

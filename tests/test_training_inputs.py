@@ -87,10 +87,15 @@ TRAIN = [
     (['--pretrained'], "could not build the teacher 'test_resnet'"),
     (['--model-kwargs nonsense=1'], "could not build the teacher 'test_resnet' with .*nonsense"),
     (['--model-kwargs nonsense'], "'nonsense' is not KEY=VALUE"),
-    (['--method sftm'], "unknown method 'sftm': give one of 'sftn'"),
-    (['--method none'], "method='none' trains a standard teacher: leave out student"),
-    (['~--student'], 'SFTN needs a student'),
-    (['--method-kwargs lambda_kl=1'], 'SFTN has teacher_weight, ce_weight, kl_weight'),
+    (['--method sftm'], "unknown method 'sftm', perhaps 'sftn': give one of sftn, teskd, gtn, none"),
+    (['--method none'], "method='none' trains a standard teacher, without branches: leave out student"),
+    (['--method None', '~--student', '--boundaries 1', '--student-kwargs a=1'], 'leave out boundaries, student_kwargs'),
+    (['~--student'], "method='sftn' needs a student: .*--student resnet18.*'none' for a standard teacher"),
+    (['--method-kwargs kl_wieght=1'], "SFTN has no setting 'kl_wieght'; like it: kl_weight"),
+    (['--method-kwargs x=1'], "SFTN has no setting 'x'; it has teacher_weight, ce_weight, kl_weight"),
+    (['--outptu x'], 'sf-teacher train: --outptu x is not understood; like it: --output'),
+    (['--data digits', '--dataset torch/cifar100'], "data='digits' and dataset='torch/cifar100' are two sources"),
+    (['~--in-memory', '--crop-padding 2'], 'crop_padding=2 has no effect without in_memory'),
     (['--method-kwargs kl_weight=-1'], 'SFTN.kl_weight=-1.: kl_weight must be a finite number >= 0'),
     (['--method-kwargs detach_teacher_logits=0'], 'detach_teacher_logits must be True or False'),
     (['--boundaries 9'], 'has no boundary 9: it has'),
@@ -129,6 +134,7 @@ DISTILL = [
     (['--teacher nowhere'], "teacher='nowhere' is no exported timm folder .config.json and model.safetensors missing"),
     (['--teacher {data}'], 'is no exported timm folder'),
     (['~--student'], 'no student: give the timm name of one'),
+    (['~--teacher', '--kd student_friendly', '--kd-temperature 7'], 'kd, kd_temperature: without a teacher'),
     (['--kd fancy'], "kd='fancy' must be one of plain"),
     (['--data digits'], 'the teacher in .* has 4 classes and the data 10: give the data that it was trained on'),
     (['--input-size 3 32 32'], 'teacher .* does not take images of input_size=.3, 32, 32.'),
@@ -148,7 +154,7 @@ YAML = [
     ('epochs: [1', 'is not YAML'),
     ('- epochs', 'must hold "setting: value" lines; it holds a list'),
     ('epoch: 3', "there is no setting 'epoch'; like it: epochs"),
-    ('momentum: "0.9"', "momentum='0.9' must be a float; it is a str"),
+    ('momentum: high', "momentum='high' must be a float; it is a str"),
     ('sched: plateau', "sched='plateau' must be one of cosine"),
     ('amp: 1', 'amp=1 must be a bool; it is a int'),
 ]
@@ -315,3 +321,11 @@ def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
     with pytest.raises(SFTeacherError, match='comes with scikit-learn, which is not installed'):
         load_data(DataConfig(data='digits'))
+
+
+def test_smoothing_that_nothing_would_do():
+    task, config = runs.task('plain'), runs.settings(epochs=1, smoothing=0.1, mixup=0.)
+    with pytest.raises(SFTeacherError, match=r'smoothing=0.1 has no effect.*CrossEntropyLoss.*criterion\(config\)'):
+        training.fit(task, *runs.loaders(), config)
+    task.criterion = training.criterion(config)
+    assert len(training.fit(task, *runs.loaders(), config)) == 1
