@@ -15,7 +15,7 @@ HEAD = """# Flags of `sf-teacher train`, `distill` and `report`
 Names and meanings are those of timm's train script wherever it has them. Every flag is also a setting of the YAML file
 that `--config` reads (`--batch-size` is `batch_size`), and a field of the config classes in `sf_teacher.config`. Each
 run writes the resolved settings to `OUTPUT/config.yaml`, which can be passed back in. Flags win over the file. A flag
-that is a switch has an opposite, `--no-...`.
+that is a switch has an opposite, `--no-...`, unless it is called so itself.
 """
 
 

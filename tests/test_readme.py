@@ -58,7 +58,8 @@ def test_python_blocks_run_and_leave_an_exported_teacher(executed):
     reloaded = timm.create_model(f'local-dir:{exported}', pretrained=True).eval()
     assert torch.equal(reloaded(names['images']), names['task'].teacher.eval()(names['images']))
     reloaded.load_state_dict(names['state'])        # of teacher.pth, strict
-    assert all(p.grad is not None for p in names['own'].teacher[0].parameters())
+    assert all(p.grad is not None for p in names['own'].teacher.parameters())
+    assert sf_teacher.verify(folder / 'exported' / 'own', factory='torchvision.models:resnet18')['bit_equal']
     assert all(p.grad is None for p in names['teacher'].parameters())
 
 
@@ -130,6 +131,10 @@ def test_measured_table_has_the_rows_and_the_verdicts_that_the_quickstart_prints
 def test_links_lead_somewhere():
     links = [link for link in re.findall(r'\]\(([^)]+)\)', README) if not link.startswith('http')]
     assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    for path, _, heading in (link.partition('#') for link in links):
+        assert (ROOT / path).exists(), path
+        if heading:
+            titles = re.findall(r'^#+ (.*)', (ROOT / path).read_text(encoding='utf-8'), re.M)
+            assert heading in [title.lower().replace(' ', '-') for title in titles]
 
 

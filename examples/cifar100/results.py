@@ -94,7 +94,9 @@ def section(name: str) -> str:
             arms = collect(protocol, pair, student)
             if set(arms) - {ALONE}:
                 title = pair if student == 'own' else f'{pair}, student {student} (not the branch)'
-                parts.append(f'### {title}\n\n{table(protocol, arms)}\n')
+                missing = [arm for arm in protocol.arms if arm not in arms]
+                note = f'\nNot run: {", ".join(missing)}.\n' if missing else ''
+                parts.append(f'### {title}\n\n{table(protocol, arms)}\n{note}')
                 results += [r for runs in arms.values() for both in runs for r in both if r is not None]
     if not parts:
         return ''
