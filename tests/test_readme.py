@@ -132,6 +132,7 @@ def test_links_lead_somewhere():
     links = [link for link in re.findall(r'\]\(([^)]+)\)', README) if not link.startswith('http')]
     assert links
     for path, _, heading in (link.partition('#') for link in links):
+        path = path or 'README.md'
         assert (ROOT / path).exists(), path
         if heading:
             titles = re.findall(r'^#+ (.*)', (ROOT / path).read_text(encoding='utf-8'), re.M)
