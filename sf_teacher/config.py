@@ -10,6 +10,8 @@ from typing import Any
 from .errors import SFTeacherError
 from .settings import Checked, option
 
+SIMPLIFIER_LR = 0.002
+
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
@@ -140,6 +142,9 @@ class StudentRun(DataConfig, TrainConfig):
     student: str = option('', 'timm name of the student')
     kd: str = option('plain', "distillation: plain, or student_friendly (a simplifier of the teacher's logits)")
     kd_temperature: float = option(4., 'temperature of the softened predictions', above=0, high=100)
+    simplifier_lr: float = option(
+        SIMPLIFIER_LR, "with --kd student_friendly: the simplifier's learning rate, as a fraction of the student's",
+        above=0, high=1)
     task_loss_weight: float = option(0.1, 'weight of the cross entropy', low=0)
     distill_loss_weight: float = option(0.9, 'weight of the distillation loss', low=0)
     pretrained: bool = option(False, 'start the student from pretrained weights, as local-dir:FOLDER always does')

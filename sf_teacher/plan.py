@@ -27,7 +27,7 @@ from .stages import default_input_size
 RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)
 STANDARD = 'none'
-KD_SETTINGS = ('kd', 'kd_temperature', 'task_loss_weight', 'distill_loss_weight')
+KD_SETTINGS = ('kd', 'kd_temperature', 'simplifier_lr', 'task_loss_weight', 'distill_loss_weight')
 
 
 @dataclass
@@ -75,6 +75,9 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
                 getattr(config, name) != getattr(StudentRun(), name)]:
         raise SFTeacherError(f'{", ".join(idle)}: without a teacher the student learns alone, and this has no effect: '
                              f'leave it out, or give a teacher')
+    if config.kd == 'plain' and config.simplifier_lr != StudentRun().simplifier_lr:
+        raise SFTeacherError(f'simplifier_lr={config.simplifier_lr:g} has no effect with kd=plain: give '
+                             f'kd=student_friendly, or leave it out')
     device, size = init_device(config.device), _input_size(config)
     teacher = load_teacher(config.teacher).to(device) if config.teacher else None
     if teacher is not None:
@@ -117,7 +120,8 @@ def _student_friendly(
 ) -> TrainingTask:
     return StudentFriendlyKDTask(
         student, teacher, criterion=loss, distill_loss_weight=config.distill_loss_weight,
-        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, device=device, verbose=False)
+        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, simplifier_lr=config.simplifier_lr,
+        device=device, verbose=False)
 
 
 KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.device], TrainingTask]] = {

@@ -174,7 +174,7 @@ def test_a_teacher_whose_weights_are_gone_is_trained_again_for_its_students(tiny
 def test_methods_with_several_branches_and_with_a_simplifier(tiny):
     pool = [{'name': 'test_resnet'}, {'name': 'test_efficientnet'}]
     arms = {'standard': {}, 'gtn': {'method': 'gtn', 'branch': pool},
-            'teskd': {'method': 'teskd', 'options': {'width': 8}}, 'skd': {'simplifier': True}}
+            'teskd': {'method': 'teskd', 'options': {'width': 8}}, 'skd': {'simplifier': 0.01}}
     (tiny / 'methods.yaml').write_text(yaml.safe_dump({**BY_NAME, 'arms': arms}, sort_keys=False))
     results = run(tiny, 'methods', 'methods').values()
     assert {(r['kind'], r['arm']) for r in results} == {

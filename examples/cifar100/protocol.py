@@ -46,7 +46,8 @@ class Arm:
         ramp: Fraction of the epochs in which the weight of the divergence rises from 0, epoch by epoch.
         boundaries: Instead of the pair's.
         branch: The model of the branches instead of the student, or several.
-        simplifier: Whether the students learn by way of a simplifier (student-friendly KD).
+        simplifier: The students learn by way of a simplifier (student-friendly KD) with this fraction of their learning
+            rate; 0 for plain distillation.
         against: The arm that it is compared with in the results.
     """
     method: str | None = None
@@ -57,7 +58,7 @@ class Arm:
     ramp: float = 0.
     boundaries: Any = None
     branch: Spec | list[Spec] | None = None
-    simplifier: bool = False
+    simplifier: float = 0.
     against: str = STANDARD
 
 
@@ -163,7 +164,7 @@ def student_runs(protocol: Protocol, pair_name: str, arm_name: str, seed: int) -
     settings = {**_common(protocol), 'train': {**protocol.train, **protocol.student, **arm.student}}
     if arm_name != ALONE:
         settings |= {'kd': protocol.kd, 'teacher': teacher_run(protocol, pair_name, arm_name, seed).key}
-        settings |= {'simplifier': True} if arm.simplifier else {}
+        settings |= {'simplifier': arm.simplifier} if arm.simplifier else {}
     return [Run('student', pair_name, arm_name, seed, name, {**settings, 'model': spec})
             for name, spec in {'own': pair.student, **pair.others}.items()]
 

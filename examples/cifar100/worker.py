@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,9 @@ class Worker:
             student = build(s['model'], 1000 + seed, self.num_classes).to(self.device)
             if 'teacher' not in s:
                 return ClassificationTask(student, device=self.device, verbose=False)
-            cls = sf_teacher.StudentFriendlyKDTask if s.get('simplifier') else LogitDistillationTask
+            cls: Any = LogitDistillationTask
+            if s.get('simplifier'):
+                cls = partial(sf_teacher.StudentFriendlyKDTask, simplifier_lr=s['simplifier'])
             return cls(student, self.teacher(s['teacher']), device=self.device, verbose=False, **s['kd'])
         teacher = build(s['model'], seed, self.num_classes)
         if s['after']:
