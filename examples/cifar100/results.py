@@ -135,6 +135,14 @@ def readme() -> str:
     return MARKS[0].join([before, '\n' + '\n\n'.join(tables) + '\n' + MARKS[1] + rest.split(MARKS[1])[1]])
 
 
+def _style(arm: str, arms: list[str]) -> Result:
+    """A colour and a legend's line for each of at most ten arms; of more, only the two that all are compared with."""
+    if len(arms) <= 10 or arm in (ALONE, STANDARD):
+        return {'color': f'C{arms.index(arm)}', 'label': arm, 'zorder': 3}
+    first = next(other for other in arms if other not in (ALONE, STANDARD))
+    return {'color': '0.75', 'label': 'all other rows' if arm == first else None}
+
+
 def figure(name: str) -> None:
     """Student accuracy over the epochs; KL against CKA of teacher and student; gain by arm."""
     import matplotlib
@@ -149,14 +157,13 @@ def figure(name: str) -> None:
     fig, axes = plt.subplots(len(rows), 3, figsize=(17, sum(heights)), layout='constrained', squeeze=False,
                              height_ratios=heights)
     for (pair, arms), (curve, alike, gain) in zip(rows, axes, strict=True):
-        styles = {arm: dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--') for i, arm in enumerate(arms)}
         for arm, runs in arms.items():
+            style = _style(arm, list(arms))
             same = [s['curve'] for _, s in runs if len(s['curve']) == len(runs[0][1]['curve'])]
             mean = [statistics.fmean(c) for c in zip(*same, strict=True)]
-            curve.plot(range(1, len(mean) + 1), mean, label=arm, **styles[arm])
+            curve.plot(range(1, len(mean) + 1), mean, **style)
             if arm != ALONE:
-                alike.scatter([s['kl'] for _, s in runs], [s['cka'] for _, s in runs], color=styles[arm]['color'],
-                              marker='o' if styles[arm]['linestyle'] == '-' else 'x', label=arm)
+                alike.scatter([s['kl'] for _, s in runs], [s['cka'] for _, s in runs], **style)
         curve.set(title=f'{pair}\nstudents', xlabel='epoch', ylabel='test accuracy, % (mean of the seeds)')
         alike.set(title='teacher and student, a dot a seed', xlabel='KL(teacher || student), nats', ylabel='CKA')
         names = [arm for arm in arms if arm not in (ALONE, STANDARD)]
@@ -167,10 +174,10 @@ def figure(name: str) -> None:
                           xerr=[half for _, half in found], capsize=3, color='0.6' if who == 0 else 'C3')
         gain.axvline(0, color='black', linewidth=0.8)
         gain.set_yticks(range(len(names)), names)
-        gain.set_ylim(len(names) - 0.5, -0.5)
-        gain.set(title='against the standard arm, or the one that the table names',
+        gain.set_ylim(len(names) - 0.5, -1.2)      # room for the legend
+        gain.set(title='against the standard arm,\nor the one that the table names',
                  xlabel='points; 95 % interval of three seeds and more')
-        gain.legend()
+        gain.legend(loc='upper left', ncols=2, fontsize='small')
         curve.legend(fontsize='x-small')
         for ax in (curve, alike, gain):
             ax.spines[['top', 'right']].set_visible(False)
