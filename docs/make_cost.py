@@ -22,12 +22,12 @@ state and the most that a step allocates, so it grows with the branches' weights
 student with two others (`POOL` in the script): ratios are means over their steps.
 
 Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's (SFTN: the loop by hand has it
-too), TESKD's layers at the resolution of the first stage, and GTN's gradients and optimizer, which pass over the banks of all
-students in every step, whatever the size of the batch. Our goal, an excess of 1.05 at most, is met by SFTN but for one pair
-compiled (1.06), not by TESKD and GTN. Three quarters of what TESKD's pyramid takes on ResNet-50 are its convolutions, 1x1 for
-the most part, which run at 41 to 44 GFLOP/s where the whole teacher's step makes 54, and the strided ones' backward at 25;
-batch norm is a tenth, interpolation less (profile of one eager step on this CPU, batches of 16). Nothing in it is computed
-twice.
+too), TESKD's layers at the resolution of the first stage, and GTN's gradients and optimizer, which pass over the
+banks of all students in every step, whatever the size of the batch. Our goal, an excess of 1.05 at most, is met by
+SFTN but for one pair compiled (1.06), not by TESKD and GTN. Three quarters of what TESKD's pyramid takes on ResNet-50
+are its convolutions, 1x1 for the most part, which run at 41 to 44 GFLOP/s where the whole teacher's step makes 54,
+and the strided ones' backward at 25; batch norm is a tenth, interpolation less (profile of one eager step on this
+CPU, batches of 16). Nothing in it is computed twice.
 '''
 COLUMNS = ['pair', 'method', 'FLOP ratio', 'step ratio', 'excess', 'SFTN / by hand', 'activation ratio',
            'peak memory ratio', 'rounds']
