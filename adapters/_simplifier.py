@@ -69,7 +69,7 @@ class Teacher4StudentFriendlyKD(AuxiliaryModelWrapper):
             - module: 'simplifier'
               is_teacher: True
               kwargs:
-                lr: 0.001
+                lr: 0.000025
     """
 
     def __init__(

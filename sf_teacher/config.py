@@ -10,7 +10,7 @@ from typing import Any
 from .errors import SFTeacherError
 from .settings import Checked, option
 
-SIMPLIFIER_LR = 0.002
+SIMPLIFIER_LR = 0.0005
 
 
 @dataclass(frozen=True)
