@@ -140,4 +140,4 @@ class Teacher4StudentFriendlyKD(AuxiliaryModelWrapper):
         except Exception as error:
             raise SFTeacherError(f'{type(self).__name__}, `ckpt_file_path`: {path} does not hold this simplifier '
                                  f'({error}). Delete the file to start anew, or name another.') from error
-        logger.info(f'Loaded the simplifier from {path}')
+        logger.warning(f'Going on with the simplifier of {path}: for a new run delete the file or name another')

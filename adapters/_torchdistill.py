@@ -185,7 +185,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
             return
         if self.ckpt_file_path is not None:
             make_parent_dirs(self.ckpt_file_path)
-            torch.save({'model': self.branches.state_dict()}, self.ckpt_file_path)
+            torch.save({'model': self.branches.state_dict(), 'epoch': self._epoch}, self.ckpt_file_path)
         if self._export is not None and self._export_is_due():
             from sf_teacher.export import export
 
@@ -228,13 +228,19 @@ class Teacher4Method(AuxiliaryModelWrapper):
 
     def _load_branches(self, path: str) -> None:
         try:
-            state = torch.load(path, map_location='cpu', weights_only=True)['model']
-            self.branches.load_state_dict(state)
+            state = torch.load(path, map_location='cpu', weights_only=True)
+            self.branches.load_state_dict(state['model'])
+            self._epoch = state['epoch']
         except Exception as error:
             raise SFTeacherError(
                 f'{type(self).__name__}, `ckpt_file_path`: {path} does not hold the branches of this teacher and '
                 f'method ({error}). Delete the file to start anew, or name another.') from error
-        logger.info(f'Loaded the branches from {path}')
+        if self.num_epochs is not None and self._epoch >= self.num_epochs:
+            raise SFTeacherError(
+                f'{type(self).__name__}, `ckpt_file_path`: the branches in {path} have been trained for all of '
+                f'num_epochs={self.num_epochs}. Delete the file to start anew, or name another.')
+        logger.warning(f'Going on with the branches of {path} after epoch {self._epoch}: for a new run, with another '
+                       f'teacher or seed, delete the file or name another')
 
 
 def _size(given: list[int] | None) -> tuple[int, int, int] | None:

@@ -16,6 +16,8 @@ Boundaries = Sequence[int | str | tuple[int | str, int | str]]
 
 def make_plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries | None, input_size: Size) -> Plan:
     """Measure a teacher's boundaries and pick those that the user named; arguments as in `StudentFriendlyTask`."""
+    if isinstance(boundaries, str | int):
+        raise SFTeacherError(f'boundaries={boundaries!r} must be a list: give boundaries=[{boundaries!r}]')
     if odd := [b for b in boundaries or () if isinstance(b, tuple | list) and len(b) != 2]:
         raise SFTeacherError(f'boundaries: {odd[0]!r} is no pair (teacher boundary, student boundary)')
     pairs: list[tuple[int | str, int | str | None]] = [

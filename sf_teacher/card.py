@@ -118,7 +118,7 @@ def model_card(name: str, facts: Mapping[str, Any], metadata: Mapping[str, Any])
     lines += [
         "`probe.safetensors` holds a few inputs and this teacher's logits; this reloads the folder and compares them:",
         '',
-        f'    sf-teacher verify {name}',
+        f'    sf-teacher verify {name}' + (f" --factory {facts['factory']}" if facts['factory'] else ''),
         '',
     ]
     return "\n".join(lines)

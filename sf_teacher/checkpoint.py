@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import random
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -94,8 +95,8 @@ class RunFolder:
     def start(self, config: TrainConfig) -> None:
         """Write config.yaml, once everything has been checked: from now on the folder holds a run."""
         if self.primary:
-            for left_over in self.path.glob('.*.tmp'):      # of a process that was killed while writing
-                left_over.unlink()
+            for left_over in (*self.path.glob('.*.tmp'), *self.path.glob('.*.old')):    # of a process killed in writing
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
             write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
 
     def _check(self, config: TrainConfig, resume: bool) -> None:

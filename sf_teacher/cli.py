@@ -148,7 +148,8 @@ def _verify(args: argparse.Namespace) -> None:
         print(json.dumps(report, indent=2))
         return
     print(f"{args.folder}: {report['arch'] or report['factory']}, {report['num_classes']} classes")
-    print(f"  input_size {report['input_size']}, mean {report['mean']}, std {report['std']}")
+    shown = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+    print('  ' + ', '.join(f'{name} {report[name]}' for name in shown if report[name] is not None))
     for name, there in report['exported_with'].items():
         here = report['checked_with'][name]
         print(f'  {name}: {there}' + (f' when exported, {here} here' if here != there else ''))

@@ -11,6 +11,7 @@ from .errors import SFTeacherError
 from .settings import Checked, option
 
 SIMPLIFIER_LR = 0.0005
+_NEEDS = {'amp_dtype': 'amp', 'model_ema_decay': 'model_ema', 'model_ema_warmup': 'model_ema', 'clip_mode': 'clip_grad'}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class TrainConfig(Checked):
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             raise SFTeacherError(f'warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}: the '
                                  f'warm-up counts within the epochs; make it shorter or train longer')
+        for name, needed in _NEEDS.items():
+            default = next(f.default for f in fields(self) if f.name == name)
+            if not getattr(self, needed) and getattr(self, name) != default:
+                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect without {needed}: give {needed}, '
+                                     f'or leave it out')
+        if self.sched == 'multistep' and min(self.decay_milestones, default=self.epochs) >= self.epochs:
+            raise SFTeacherError(f'decay_milestones={self.decay_milestones}: none is within epochs={self.epochs}, so '
+                                 f'the learning rate would never fall; give earlier ones')
         if self.min_lr > self.lr:
             raise SFTeacherError(f'min_lr={self.min_lr:g} is above lr={self.lr:g}: the schedule goes down to min_lr')
 
@@ -80,6 +89,11 @@ class DataConfig(Checked):
     input_size: tuple[int, ...] | None = option(None, 'C H W (default: what the model was made for)', low=1)
     mean: tuple[float, ...] | None = option(None, "mean of the pixels (default: the model's)")
     std: tuple[float, ...] | None = option(None, "standard deviation of the pixels (default: the model's)", above=0)
+    interpolation: str | None = option(
+        None, "how images are resized (default: the model's; a student's: its teacher's)",
+        choices=('bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos'))
+    crop_pct: float | None = option(
+        None, 'without --in-memory: part of a resized image that validation sees (default: the same)', above=0, high=1)
     in_memory: bool = option(False, 'decode all images once; crop and flip batches on the device (small images)')
     crop_padding: int = option(4, 'with --in-memory: pixels of padding for the random crop (0: no crop)', low=0)
     hflip: float | None = option(None, 'probability of a flip (default: 0.5; digits: 0)', low=0, high=1)
@@ -105,6 +119,9 @@ class DataConfig(Checked):
                 raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect ' + (
                     'on images kept in memory, whose augmentation is crop_padding and hflip: leave it out, or in_memory'
                     if in_memory else 'without in_memory: leave it out, or give in_memory'))
+        for name in ('crop_padding', 'color_jitter', 'aa', 'reprob', 'scale') if self.no_aug else ():
+            if getattr(self, name) != next(f.default for f in fields(self) if f.name == name):
+                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect with no_aug: leave out one of them')
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
     num_classes = config.num_classes or known
     if not num_classes:
         raise SFTeacherError(f'the number of classes of {config.dataset} is not known in advance: give num_classes')
+    if num_classes < 2:
+        raise SFTeacherError(f'{config.data or config.dataset} holds one class ({_listed(names[0])}): give images of '
+                             f'at least 2, with a folder for each in {config.train_split} and {config.val_split}')
     for split, labels in zip((config.train_split, config.val_split), found, strict=True):
         if labels is None:
             continue

@@ -1,8 +1,8 @@
 """Small images kept decoded in memory, cropped and flipped a batch at a time on the device."""
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,9 +168,12 @@ def _pixels(image: Image.Image) -> torch.Tensor:
 
 def _check_memory(count: int, input_size: Sequence[int]) -> None:
     needed = 2 * count * int(np.prod(input_size))      # once as decoded, once padded
-    if 'SC_AVPHYS_PAGES' in os.sysconf_names:
-        free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-        if needed > free:
-            raise SFTeacherError(f'{count} images of input_size={tuple(input_size)} need {needed / 2 ** 30:.1f} GiB of '
-                                 f'memory and {free / 2 ** 30:.1f} are free: choose a smaller input_size, or leave '
-                                 f'out in_memory')
+    known = Path('/proc/meminfo')       # of Linux
+    if not known.exists():
+        return
+    kib = next(line.split()[1] for line in known.read_text().splitlines() if line.startswith('MemAvailable'))
+    free = int(kib) * 2 ** 10
+    if needed > free:
+        raise SFTeacherError(f'{count} images of input_size={tuple(input_size)} need {needed / 2 ** 30:.1f} GiB of '
+                             f'memory and {free / 2 ** 30:.1f} are free: choose a smaller input_size, or leave out '
+                             f'in_memory')

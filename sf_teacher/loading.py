@@ -27,7 +27,8 @@ def load_teacher(folder: str) -> nn.Module:
     missing = [name for name in ('config.json', 'model.safetensors') if not (path / name).is_file()]
     if missing:
         raise SFTeacherError(f'teacher={folder!r} is no exported timm folder ({" and ".join(missing)} missing): give '
-                             f'the folder that train or export wrote')
+                             f'the folder that train or export wrote, of a model that timm builds by its name (with '
+                             f'factory there is only teacher.pth, for a loop of your own)')
     try:
         model = timm.create_model(f'local-dir:{path}', pretrained=True)
     except Exception as error:

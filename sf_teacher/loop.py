@@ -72,6 +72,9 @@ class Loop:
         if config.resume and folder is not None:
             self._load(folder.load())
         if config.torchcompile:
+            if config.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):     # of tests too
+                raise SFTeacherError(f'torchcompile={config.torchcompile!r} is no backend of torch.compile here: give '
+                                     f'one of {", ".join(torch._dynamo.list_backends())}')
             task.compile(backend=config.torchcompile)
             if config.model_ema:
                 task.compile_ema(backend=config.torchcompile)
@@ -122,9 +125,8 @@ class Loop:
             row |= {f'eval_{k}': v for k, v in metrics.items()}
             if self.best is None or row['eval_top1'] > self.best['eval_top1']:
                 self.best = {'epoch': epoch, 'eval_top1': row['eval_top1']}
-        lr = sum(g['lr'] for g in self.optimizer.param_groups) / len(self.optimizer.param_groups)
-        return row | {'lr': lr, 'images_per_second': images / seconds, 'seconds': seconds,
-                      'memory_mb': peak_memory(self.device)}
+        return row | {'lr': self.optimizer.param_groups[0]['lr'], 'images_per_second': images / seconds,
+                      'seconds': seconds, 'memory_mb': peak_memory(self.device)}
 
     def train_epoch(self, epoch: int, progress: Progress | None) -> tuple[Average, int]:
         """One pass over the training images: the averages of everything watched, and the number of images."""
@@ -138,6 +140,9 @@ class Loop:
             last = batch + 1 == min((group + 1) * steps, batches)
             inputs, target = delivered(inputs, target, self.device, self.config.channels_last)
             if self.mixup is not None:
+                if len(inputs) % 2:
+                    raise SFTeacherError(f'mixup and cutmix pair the images of a batch, and batch {batch + 1} has '
+                                         f'{len(inputs)}: use an even batch_size and drop_last=True')
                 inputs, target = self.mixup(inputs, target)
             with nullcontext() if last else self.task.no_sync():
                 with self.autocast():

@@ -58,6 +58,9 @@ def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Opt
         close = difflib.get_close_matches(config.opt.lower(), [str(name) for name in list_optimizers()], 3)
         raise SFTeacherError(f'timm has no optimizer {config.opt!r}' + (f'; like it: {", ".join(close)}' if close else
                              '; timm.optim.list_optimizers() lists them') + f' ({error})') from error
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise SFTeacherError(f'optimizer {config.opt!r} cannot be used here ({type(error).__name__}: {error}): choose '
+                             f'another') from error
     if groups is not None and config.sched != 'none':
         for group in optimizer.param_groups:    # timm's schedules scale warmup_lr and min_lr by this too
             group['lr_scale'], group['lr'] = group['lr'] / config.lr, config.lr

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,6 +24,8 @@ from .loading import check_forward, init_device, load_teacher
 from .methods import METHODS, Method, make_method
 from .parts import criterion
 from .stages import default_input_size
+
+_logger = logging.getLogger(__name__)
 
 RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)
@@ -83,7 +86,12 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
     if teacher is not None:
         expected = resolve_data_config({}, model=teacher)
         size = config.input_size or expected['input_size']
-        config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']))
+        if tuple(size) != tuple(expected['input_size']):
+            _logger.warning('the teacher in %s was exported for images of %s and gets %s in this run', config.teacher,
+                            tuple(expected['input_size']), tuple(size))
+        config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']),
+                         interpolation=config.interpolation or expected['interpolation'],
+                         crop_pct=config.crop_pct or expected['crop_pct'])
     data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
@@ -96,7 +104,8 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
         task: TrainingTask = ClassificationTask(student, loss, device=device, verbose=False)
     else:
         check_forward(teacher, 'teacher', size, data.num_classes, device)
-        vars(student)['pretrained_cfg'] = {**student.pretrained_cfg, 'mean': config.mean, 'std': config.std}   # type: ignore[dict-item]
+        vars(student)['pretrained_cfg'] = {**student.pretrained_cfg, 'mean': config.mean, 'std': config.std,   # type: ignore[dict-item]
+                                           'crop_mode': expected['crop_mode']}
         task = KD[config.kd](student, teacher, loss, config, device)
     metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
                 'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
@@ -138,7 +147,7 @@ def _plan(
         metadata: dict[str, Any],
 ) -> Plan:
     asked = {'input_size': size or default_input_size(model, config.model_kwargs), 'mean': config.mean,
-             'std': config.std}
+             'std': config.std, 'interpolation': config.interpolation, 'crop_pct': config.crop_pct}
     channels = asked['input_size'][0]
     for name in ('mean', 'std'):
         if asked[name] is not None and len(asked[name]) not in (1, channels):
@@ -147,6 +156,8 @@ def _plan(
     for name in ('mean', 'std'):    # the model's own are of colour images
         if len(data_config[name]) != channels:
             data_config[name] = (statistics.fmean(data_config[name]),) * channels
+    vars(model)['pretrained_cfg'] = {   # what is exported says how its images were brought to it
+        **(getattr(model, 'pretrained_cfg', None) or {}), **{k: data_config[k] for k in ('interpolation', 'crop_pct')}}
     check_forward(model, 'model', data_config['input_size'], data.num_classes, device)
     config = replace(config, num_classes=data.num_classes, hflip=flip_probability(config),
                      **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})

@@ -201,8 +201,9 @@ class SampledPool(BranchSet):
     def describe(self) -> list[str]:
         lines = []
         for m, member in enumerate(self._members()):
-            lines.append(f'student {m}, {self.students[m]}, in family {self.families[m]} of '
-                         f'{self.families.count(self.families[m])}, one path of {len(self.members)}:')
+            others = self.families.count(self.families[m]) - 1
+            lines.append(f'student {m}, {self.students[m]}, one path of {len(self.members)}, family '
+                         f'{self.families[m]}, shares weights with {others or "no"} other{"s" * (others != 1)}:')
             lines += [f'  {name}: {branch.transform} -> tail of {self.students[m]}'
                       for name, branch in zip(self.names[m], member, strict=True)]
         return lines

@@ -104,8 +104,10 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
             f"the reloaded teacher's logits differ by up to {difference:.3g} from those exported (largest {largest:.3g}"
             f', tolerance {tolerance:g} of it)',
         )
+    config = timm.data.resolve_model_data_config(model) if facts['arch'] else {}
     return {
         **{key: facts[key] for key in ('arch', 'factory', 'num_classes', 'input_size', 'mean', 'std')},
+        **{key: config.get(key) for key in ('interpolation', 'crop_pct')},
         'bit_equal': bit_equal,
         'max_difference': difference,
         'largest_logit': largest,

@@ -10,6 +10,7 @@ from typing import Any
 
 from timm.data import resolve_data_config
 from timm.utils import unwrap_model
+from timm.utils.distributed import is_distributed_env
 from torch import nn
 
 from .checkpoint import write_atomically
@@ -47,9 +48,17 @@ def report(config: ReportRun) -> dict[str, Any]:
         raise SFTeacherError('no teacher: give the exported folder of at least one, and a standard one as baseline')
     if not config.output:
         raise SFTeacherError('no output: give the folder for report.json and report.png')
+    if config.teacher:
+        raise SFTeacherError(f'teacher={config.teacher!r} is a setting of distill: give the teachers of a report as '
+                             f'`teachers` (without a flag on the command line)')
+    if is_distributed_env():
+        raise SFTeacherError('a report is made by one process: start it without torchrun')
     _matplotlib()
     # finds what cannot be loaded before any student is trained
     sizes = [resolve_data_config({}, model=load_teacher(folder))['input_size'] for folder in folders]
+    if config.input_size is None and len({tuple(size) for size in sizes}) > 1:
+        raise SFTeacherError(f'the teachers were exported for images of {" and ".join(map(str, sizes))}: their '
+                             f'students would not be comparable; give input_size, one for all')
     try:
         Path(config.output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,6 +73,7 @@ def report(config: ReportRun) -> dict[str, Any]:
             like = plan_student(replace(pilot, teacher=folder or folders[0], seed=seed), data)
             plan = like if folder else plan_student(replace(
                 pilot, seed=seed, input_size=like.config.input_size, mean=like.config.mean, std=like.config.std,
+                interpolation=like.config.interpolation, crop_pct=like.config.crop_pct,
                 **{name: getattr(StudentRun(), name) for name in KD_SETTINGS}), data)
             name = folder or ALONE
             row, teacher = _pilot(plan)
@@ -160,8 +170,9 @@ def _matplotlib() -> Any:
 
 def _figure(result: dict[str, Any], path: Path) -> None:
     plt = _matplotlib()
-    names, labels = list(result['pilots']), [Path(n).parent.name + '/' + Path(n).name if '/' in n else n
-                                             for n in result['pilots']]
+    names = list(result['pilots'])
+    labels = [Path(n).parent.name + '/' + Path(n).name if '/' in n else n for n in names]
+    labels = labels if len(set(labels)) == len(names) else names
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     values = [interval([p['student_top1'] for p in result['pilots'][n]]) for n in names]
     left.barh(labels, [v[0] for v in values], xerr=[v[1] for v in values], color='tab:blue', height=0.5)

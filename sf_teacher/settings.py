@@ -122,7 +122,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
 
 
 def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    if metadata['choices'] and value not in metadata['choices']:
+    if metadata['choices'] and value is not None and value not in metadata['choices']:
         raise SFTeacherError(f'{name}={value!r} must be one of {", ".join(metadata["choices"])}')
     if not isinstance(value, int | float) or isinstance(value, bool):
         return

@@ -268,6 +268,19 @@ class TestTeacherTraining:
         with pytest.raises(SFTeacherError, match=r'(?s)branches.pt does not hold the branches.*Delete the file'):
             training_box(models()[0], **config, students='test_resnet')
 
+    def test_a_resumed_run_counts_on_and_a_second_one_is_told(self, tmp_path, quick, caplog):
+        def made(**kwargs):
+            return adapter.Teacher4SFTN(CPU, students='test_efficientnet', student_model=models()[0], num_epochs=2,
+                                        ckpt_file_path=str(tmp_path / 'branches.pt'), **kwargs)
+        made().post_epoch_process()
+        resumed = made(export={'folder': str(tmp_path / 'teacher'), 'mean': 0.5, 'std': 0.5}, input_size=list(SIZE))
+        assert 'after epoch 1: for a new run, with another teacher or seed, delete the file' in caplog.text
+        assert not (tmp_path / 'teacher').exists()
+        resumed.post_epoch_process()
+        assert (tmp_path / 'teacher' / 'config.json').exists()
+        with pytest.raises(SFTeacherError, match=r'have been trained for all of num_epochs=2. Delete the file'):
+            made()
+
     def test_frozen_modules_stay(self):
         teacher, _ = models()
         before = {k: v.clone() for k, v in teacher.named_parameters()}
@@ -554,6 +567,11 @@ class TestExamples:
          r"src_ckpt: .*resnet34-sft/teacher.pth is of another model than key 'resnet50'.*Correct the key"),
         ('digits/kd/resnet18_from_resnet34.yaml', ('num_classes: 10', 'num_classes: 9'),
          r"src_ckpt: .*is of another model than key 'resnet34' with \{'num_classes': 9\}"),
+        ('digits/student_friendly_kd/resnet18_from_resnet34.yaml', (
+            "    key: 'sf_teacher.timm_teacher'\n    kwargs:\n"
+            "      model_name: 'local-dir:./exported/digits/resnet34-sft'\n",
+            "    key: 'resnet34'\n    kwargs:\n      num_classes: 10\n    src_ckpt: './nowhere.pth'\n"),
+         r'src_ckpt: ./nowhere.pth does not exist.*random'),
         ('digits/kd/resnet18_from_resnet34-eval_mode.yaml', ('resnet34-sft', 'nowhere'),
          r"models.teacher_model.key 'sf_teacher.timm_teacher': .*nowhere does not exist. Give the folder"),
         ('digits/sftn/test_resnet.yaml', ("key: 'Teacher4SFTN'", "key: 'Teacher4Nobody'"),

@@ -20,6 +20,7 @@ from torch import nn
 
 from sf_teacher import SFTeacherError, cli, plain, reload
 from sf_teacher.export import export
+from sf_teacher.loading import load_teacher
 from sf_teacher.verify import verify
 
 MEAN, STD, SIZE = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (3, 64, 64)
@@ -432,7 +433,11 @@ def test_factory(own, tmp_path, request):
     again = Own(width=6)
     again.load_state_dict(torch.load(path / 'teacher.pth', weights_only=True)['model'])
     assert torch.equal(logits_of(again, (1, 8, 8)), logits_of(model, (1, 8, 8)))
-    assert 'from own_models import Own\n\nteacher = Own(width=6)' in (path / 'README.md').read_text()
+    card = (path / 'README.md').read_text()
+    assert 'from own_models import Own\n\nteacher = Own(width=6)' in card
+    assert '    sf-teacher verify teacher --factory own_models:Own\n' in card
+    with pytest.raises(SFTeacherError, match=r'model.safetensors missing\).*with factory there is only teacher.pth'):
+        load_teacher(str(path))
     request.getfixturevalue('quick')     # one fresh process is enough here
     assert verify(path, factory='own_models:Own')['bit_equal']
     with pytest.raises(SFTeacherError, match=r"built by 'own_models:Own'.*pass factory='own_models:Own'"):
@@ -556,7 +561,9 @@ def test_verify_in_a_fresh_process(folder, capsys, broken):
 def test_verify_shows_both_versions(broken, quick, capsys):
     rewrite_probe(broken, versions={**reload.versions(), 'torch': '2.0.0'})
     assert cli.main(['verify', str(broken)]) == 0
-    assert f'torch: 2.0.0 when exported, {torch.__version__} here' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f'torch: 2.0.0 when exported, {torch.__version__} here' in out
+    assert 'interpolation bilinear, crop_pct 0.95' in out
 
 
 @pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'teacher.pth', 'probe.safetensors'])

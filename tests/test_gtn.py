@@ -325,8 +325,8 @@ def test_weight_decay_spares_what_students_exclude():
 
 def test_repr_tells_the_families():
     text = repr(make(['resnet18', 'resnet26', 'resnet34']))
-    assert 'GTN(' in text and 'student 0, ResNet, in family 0 of 2, one path of 3' in text
-    assert 'student 1, ResNet, in family 1 of 1' in text
+    assert 'GTN(' in text and 'student 0, ResNet, one path of 3, family 0, shares weights with 1 other:' in text
+    assert 'student 1, ResNet, one path of 3, family 1, shares weights with no others:' in text
 
 
 @pytest.mark.parametrize('call,message', [

@@ -318,6 +318,8 @@ REFUSED = {
     'inside a residual block': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE,
                                                         boundaries=[('layer2', 'layer2.0.conv1')]),
                                 "'layer2.0.conv1' of ResNet cannot be a boundary: the image also reaches the logits"),
+    'a boundary that is no list': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries='layer1'),
+                                   r"boundaries='layer1' must be a list: give boundaries=\['layer1'\]"),
     'no boundaries': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[]), 'leaves nothing to'),
     'a pair twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(1, 1), (1, 1)]),
                      'pairs layer1-layer1 more than once'),

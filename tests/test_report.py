@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from matplotlib.axes import Axes
+from timm.data import resolve_data_config
 
 import sf_teacher
 from sf_teacher import SFTeacherError, cli
-from sf_teacher.config import ReportRun
+from sf_teacher.config import ReportRun, StudentRun
+from sf_teacher.loading import load_teacher
 from sf_teacher.parts import eval_model
-from sf_teacher.report import _compare, report, table
+from sf_teacher.plan import plan_student
+from sf_teacher.report import _compare, _figure, report, table
 from sf_teacher.similarity import calibration_error, divergence, entropy, interval, linear_cka
 
 from . import training_runs as runs
@@ -104,7 +108,8 @@ def test_what_is_measured_is_the_moving_average_where_there_is_one(teachers, tmp
     config = ReportRun(teachers=(teachers[0],), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
                        in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'),
                        model_ema=True, model_ema_decay=0.999999, kd_temperature=2.)
-    kl = [[p['kl'] for p in report(c)['pilots'][teachers[0]]] for c in (config, replace(config, model_ema=False))]
+    plain = replace(config, model_ema=False, model_ema_decay=ReportRun.model_ema_decay)
+    kl = [[p['kl'] for p in report(c)['pilots'][teachers[0]]] for c in (config, plain)]
     assert kl[0] != kl[1]
 
     def averaged(task, ema):
@@ -139,6 +144,7 @@ def test_grey_teachers(tmp_path):
     (dict(output=''), 'no output: give the folder for report.json'),
     (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
     (dict(seeds=1), 'seeds=1 must be >= 2'),
+    (dict(teacher='x'), "teacher='x' is a setting of distill: give the teachers of a report as `teachers`"),
     (dict(student=''), 'no student: give the timm name of one'),
 ])
 def test_report_refuses(kwargs, message, teachers, tmp_path):
@@ -146,6 +152,45 @@ def test_report_refuses(kwargs, message, teachers, tmp_path):
     good = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, output=str(tmp_path / 'out'))
     with pytest.raises(SFTeacherError, match=message):
         report(ReportRun(**{**good, **kwargs}))
+
+
+def test_report_of_teachers_of_different_sizes(teachers, tmp_path):
+    model = timm.create_model('test_resnet', num_classes=4)
+    other = str(sf_teacher.export(model, tmp_path / 'other', input_size=(3, 32, 32), mean=0.5, std=0.5))
+    with pytest.raises(SFTeacherError, match=r'for images of \(3, 16, 16\) and \(3, 32, 32\): .*give input_size'):
+        report(ReportRun(teachers=(teachers[0], other), student='test_resnet', output=str(tmp_path / 'out')))
+
+
+def test_report_of_several_processes(teachers, tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(SFTeacherError, match='a report is made by one process: start it without torchrun'):
+        report(ReportRun(teachers=(teachers[0],), student='test_resnet', output=str(tmp_path / 'out')))
+
+
+def test_every_teacher_has_a_bar_of_its_own(tmp_path, monkeypatch):
+    row = {'student_top1': 50., 'cka': [{'value': 0.5}]}
+    names = ['sgd/run/teacher', 'adam/run/teacher', 'student alone']
+    bars = []
+    barh = Axes.barh
+    monkeypatch.setattr(Axes, 'barh', lambda self, y, *args, **kwargs: bars.extend(y) or barh(self, y, *args, **kwargs))
+    teachers = {name: {} for name in names[:2]}
+    _figure({'student': 's', 'epochs': 1, 'pilots': {n: [row, row] for n in names}, 'teachers': teachers},
+            tmp_path / 'figure.png')
+    assert len(set(bars)) == 3
+
+
+def test_students_get_their_images_as_their_teacher_does(teachers, tmp_path):
+    data = str(runs.folder(tmp_path / 'data', size=24))
+    common = dict(data=data, output='x', batch_size=8, epochs=1, workers=0, device='cpu')
+    assert timm.get_pretrained_cfg('test_efficientnet').interpolation == 'bicubic'
+    plan = plan_student(StudentRun(teacher=teachers[0], student='test_efficientnet', **common))
+    for found in (resolve_data_config({}, model=load_teacher(teachers[0])), plan.data_config, vars(plan.config),
+                  eval_model(plan.task).pretrained_cfg):
+        assert (found['interpolation'], found['crop_pct']) == ('bilinear', 0.95)
+    chosen = plan_student(StudentRun(teacher=teachers[0], student='test_resnet', interpolation='box', crop_pct=1.,
+                                     **common))
+    assert (chosen.data_config['interpolation'], chosen.data_config['crop_pct']) == ('box', 1.)
+    assert eval_model(chosen.task).pretrained_cfg['interpolation'] == 'box'
 
 
 def test_report_says_that_matplotlib_is_missing(teachers, tmp_path, monkeypatch):

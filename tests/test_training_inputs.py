@@ -11,10 +11,10 @@ from timm.task import ClassificationTask
 
 from sf_teacher import SFTeacherError, cli, training
 from sf_teacher.checkpoint import RunFolder
-from sf_teacher.config import DataConfig, TrainConfig
+from sf_teacher.config import DataConfig, StudentRun, TrainConfig
 from sf_teacher.data import Data, create_loaders, load_data
 from sf_teacher.in_memory import load_images
-from sf_teacher.plan import load_teacher
+from sf_teacher.plan import load_teacher, plan_student
 
 from . import training_runs as runs
 
@@ -108,8 +108,14 @@ TRAIN = [
     (['--warmup-epochs 3'], 'warmup_epochs=3 leaves nothing of epochs=1'),
     (['--min-lr 1'], 'min_lr=1 is above lr=0.05'),
     (['--sched wsd', '--decay-epochs 30'], 'sched=wsd: wsd schedule requires 0 < decay_epochs <= epochs'),
+    (['--sched multistep'], r'decay_milestones=\(150, 180, 210\): none is within epochs=1, .*give earlier ones'),
+    (['--amp-dtype bfloat16'], "amp_dtype='bfloat16' has no effect without amp: give amp, or leave it out"),
+    (['--model-ema-decay 0.9'], 'model_ema_decay=0.9 has no effect without model_ema'),
     (['--sched plateau'], 'invalid choice'),
     (['--opt sgdd'], "timm has no optimizer 'sgdd'; like it: .*sgd"),
+    (['--opt fusedsgd'], "optimizer 'fusedsgd' cannot be used here .*: choose another"),
+    (['--torchcompile inductr'], "torchcompile='inductr' is no backend of torch.compile here: give one of .*inductor"),
+    (['--no-aug', '--crop-padding 2'], 'crop_padding=2 has no effect with no_aug: leave out one of them'),
     (['--momentum 2'], 'momentum=2 must be >= 0 and <= 1'),
     (['--smoothing 1'], 'smoothing=1 must be >= 0 and <= 0.99'),
     (['--sync-bn'], 'sync_bn works between GPUs only: leave it out on the CPU'),
@@ -309,6 +315,28 @@ def test_mixup_needs_the_number_of_classes():
     task = ClassificationTask(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), verbose=False)
     with pytest.raises(SFTeacherError, match='mixup and cutmix need the number of classes'):
         training.fit(task, *runs.loaders(), TrainConfig(mixup=0.2))
+
+
+def test_mixup_of_an_odd_batch(tmp_path):
+    images = [(torch.randn(3, 16, 16), i % runs.CLASSES) for i in range(7)]
+    loader = torch.utils.data.DataLoader(images, 4)
+    with pytest.raises(SFTeacherError, match='batch 2 has 3: use an even batch_size and drop_last=True'):
+        training.fit(runs.task('plain'), loader, None, TrainConfig(epochs=1, mixup=0.2))
+
+
+def test_one_class(tmp_path, call):
+    runs.folder(tmp_path / 'one', classes=1)
+    code, err = call('train', '--data one')
+    assert code == 1 and re.search('one holds one class .class0.: give images of at least 2', ' '.join(err.split()))
+
+
+def test_another_size_than_the_teachers_is_said(data, tmp_path, caplog):
+    path = tmp_path / 'teacher'
+    timm.models.save_for_hf(timm.create_model('test_resnet', num_classes=4), str(path), safe_serialization=True,
+                            model_args=dict(num_classes=4), data_config=dict(input_size=(3, 16, 16)))
+    plan_student(StudentRun(teacher=str(path), student='test_resnet', data=str(data), input_size=(3, 32, 32),
+                            in_memory=True, batch_size=8, device='cpu'))
+    assert re.search(r'was exported for images of \(3, 16, 16\) and gets \(3, 32, 32\)', caplog.text)
 
 
 def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):

@@ -114,6 +114,15 @@ def test_no_complete_checkpoint_is_an_error_and_nothing_is_lost(tmp_path):
     assert sorted(p.name for p in output.iterdir()) == before
 
 
+def test_killed_while_it_exported(tmp_path):
+    runs.train(tmp_path / 'run', 'plain', epochs=1)
+    for name in ('.teacher.0123abcd.tmp', '.teacher.0123abcd.old'):     # as written_at_once leaves them
+        (tmp_path / 'run' / name).mkdir()
+        (tmp_path / 'run' / name / 'config.json').write_text('{}')
+    assert len(runs.train(tmp_path / 'run', 'plain', epochs=1, resume=True)) == 1
+    assert not list((tmp_path / 'run').glob('.teacher.*'))
+
+
 def test_a_run_that_was_moved_resumes_and_its_settings_do_not_ask_to_resume(tmp_path):
     runs.train(tmp_path / 'run', 'plain', epochs=1)
     (tmp_path / 'run').rename(tmp_path / 'moved')

@@ -22,6 +22,7 @@ from protocol import Protocol, Run, chains, read
 from worker import Worker, load
 
 from sf_teacher.config import DataConfig
+from sf_teacher.errors import SFTeacherError
 
 HERE = Path(__file__).resolve().parent
 
@@ -69,12 +70,18 @@ def main() -> None:
     parser.add_argument('--seeds', nargs='+', type=int, help='only these')
     args = parser.parse_args()
     path = Path(args.protocol)
-    protocol = read(path if path.suffix else HERE / f'{path}.yaml', args.arms, args.seeds)
+    path = path if path.suffix else HERE / f'{path}.yaml'
+    if not path.is_file():
+        parser.error(f'there is no {path}; there are {", ".join(sorted(p.stem for p in HERE.glob("*.yaml")))}')
+    protocol = read(path, args.arms, args.seeds)
     source = DataConfig(data=args.data, val_split='test', **(
         dict(dataset='torch/cifar100', dataset_download=True) if args.download else {}))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # ends the other processes too
     work = args.work.resolve()
-    load(source, work, protocol.size)       # once, before several processes need it
+    try:
+        load(source, work, protocol.size)       # once, before several processes need it
+    except SFTeacherError as error:
+        parser.error(str(error))
     phases = chains(protocol)
     again = weights_gone(phases, args.results / protocol.results, work)
     with multiprocessing.get_context('spawn').Pool(

@@ -117,7 +117,9 @@ def remedy(error: ValueError) -> str:
 
 def trains_teacher(train: dict) -> bool:
     stages = [value for key, value in train.items() if key.startswith('stage')] or [train]
-    return bool(stages[0].get('teacher', {}).get('requires_grad', True))
+    teacher = stages[0].get('teacher', {})
+    wrapper = (teacher.get('auxiliary_model_wrapper') or {}).get('key')     # this one trains its simplifier only
+    return bool(teacher.get('requires_grad', True)) and wrapper != 'Teacher4StudentFriendlyKD'
 
 
 def fit(box: object, model: nn.Module, best: str, args: argparse.Namespace, log_freq: int) -> None:
