@@ -67,8 +67,9 @@ def task(kind: str = 'teacher', model: str = 'test_resnet', **kwargs: Any) -> An
 
 
 def settings(output: Path | str = '', **kwargs: Any) -> TrainConfig:
-    return TrainConfig(**{'output': str(output), 'epochs': 4, 'lr': 0.02, 'model_ema': True, 'model_ema_decay': 0.9,
-                          'mixup': 0.2, 'warmup_epochs': int(kwargs.get('epochs', 4) > 1), **kwargs})
+    ema = {'model_ema': True, 'model_ema_decay': 0.9} if kwargs.get('model_ema', True) else {}
+    return TrainConfig(**{'output': str(output), 'epochs': 4, 'lr': 0.02, 'mixup': 0.2,
+                          'warmup_epochs': int(kwargs.get('epochs', 4) > 1), **ema, **kwargs})
 
 
 def train(output: Path | str, kind: str = 'teacher', data: str = '', die_after: int = 0,
