@@ -1,4 +1,5 @@
 """Training steps side by side: what step_cost.py and pool_cost.py share."""
+import ctypes
 import json
 import os
 import platform
@@ -100,15 +101,30 @@ def machine(device):
             'torch': str(torch.__version__), 'timm': timm.__version__}
 
 
+def keep_memory():
+    """Let glibc's malloc keep freed memory, as CUDA's allocator does.
+
+    By default it returns large tensors to the kernel, so that each step is given its memory anew and page by page; that
+    can take half of a layer's time and has nothing to do with what is computed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)       # only glibc has it
+    if mallopt:
+        mallopt(-4, 0)      # M_MMAP_MAX: nothing by mmap
+        mallopt(-1, -1)     # M_TRIM_THRESHOLD: return nothing
+
+
 def parse(parser):
-    """Read the command line, with what all of these scripts take; one thread from here on."""
+    """Read the command line, with what all of these scripts take; one thread and memory kept from here on."""
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--size', type=int, help='default: 128, on cuda 224')
     parser.add_argument('--batch-size', type=int, help='default: 16, on cuda 128')
+    parser.add_argument('--system-malloc', action='store_true', help='leave malloc as the system has it')
     parser.add_argument('--json', type=Path, default=Path('step_cost.json'), help='results are added to this file')
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if not args.system_malloc:
+        keep_memory()
     args.size = args.size or (224 if args.device == 'cuda' else 128)
     args.batch_size = args.batch_size or (128 if args.device == 'cuda' else 16)
     return args
