@@ -24,15 +24,15 @@ student with two others (`POOL` in the script): ratios are means over their step
 Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's (SFTN: the loop by hand has it
 too), and GTN's gradients and optimizer, which pass over the banks of all students in every step, whatever the size of
 the batch. TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs,
-and the activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an excess
-of 1.05 at most, is met by {met} of the {total} eager rows with memory kept; the largest is {largest:.2f}. Spreads are wide, as this
-virtual machine's speed changes from second to second.
+and the activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an
+excess of 1.05 at most, is met by {met} of the {total} eager rows with memory kept; the largest is {largest:.2f}.
+Spreads are wide, as this virtual machine's speed changes from second to second.
 
 **Memory kept** means that malloc keeps what is freed, as CUDA's allocator does. As the system has it, glibc gives large
-tensors back to the kernel and gets them anew, page by page, in every step. That has nothing to do with what is computed,
-and slows plain training too: in runs one after the other of `step_cost.py --pairs resnet50/resnet18 --methods teskd
---batch-size 64 --rounds 3`, a plain step took 10.1 s, with `--system-malloc` 13.6 s, without it again 8.9 s. In a shell it
-is `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` before any command that trains on a CPU.
+tensors back to the kernel and gets them anew, page by page, in every step. That has nothing to do with what is
+computed, and slows plain training too: in runs one after the other of `step_cost.py --pairs resnet50/resnet18 --methods
+teskd --batch-size 64 --rounds 3`, a plain step took 10.1 s, with `--system-malloc` 13.6 s, without it again 8.9 s. In a
+shell it is `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` before any command that trains on a CPU.
 '''
 COLUMNS = ['pair', 'method', 'FLOP ratio', 'step ratio', 'excess', 'SFTN / by hand', 'activation ratio',
            'peak memory ratio', 'rounds']

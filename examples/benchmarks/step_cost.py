@@ -8,11 +8,11 @@ ratio / FLOP ratio. "By hand" is SFTN's step over that of a loop that has none o
 
 All variants of a pair take one step in turn, in one process; ratios are taken within a round. The median is reported,
 with the 10th and 90th percentile. On the CPU the time is this process's own, of one thread, so that other processes
-change it only through caches and memory; malloc keeps what is freed, as CUDA's allocator does (with `--system-malloc` it
-does as the system has it: large tensors then come from the kernel anew in every step). On CUDA it is wall time between
-synchronisations. Peak memory is weights, optimizer state and the most that was allocated during a step (CPU: of
-PyTorch's allocator, as its profiler records). GTN's step is the mean over its pool (the student and POOL) in each round,
-its limits the means of SFTN's; its peak is that of the student.
+change it only through caches and memory; malloc keeps what is freed, as CUDA's allocator does (with `--system-malloc`
+it does as the system has it: large tensors then come from the kernel anew in every step). On CUDA it is wall time
+between synchronisations. Peak memory is weights, optimizer state and the most that was allocated during a step (CPU: of
+PyTorch's allocator, as its profiler records). GTN's step is the mean over its pool (the student and POOL) in each
+round, its limits the means of SFTN's; its peak is that of the student.
 
     python examples/benchmarks/step_cost.py --json step_cost.json                       # eager, all pairs and methods
     python examples/benchmarks/step_cost.py --json step_cost.json --compile --methods sftn teskd
@@ -87,7 +87,8 @@ def measure(pair, args, compiled):
         step = spread(times[method], times['plain'])
         rows.append({
             'pair': pair, 'method': method, 'compiled': compiled, 'size': args.size, 'batch_size': args.batch_size,
-            'malloc': 'system' if args.system_malloc else 'kept', 'rounds': args.rounds, 'load': round(os.getloadavg()[1], 1),
+            'malloc': 'system' if args.system_malloc else 'kept', 'rounds': args.rounds,
+            'load': round(os.getloadavg()[1], 1),
             'plain_ms': round(1000 * statistics.median(times['plain']), 1), 'flop_ratio': flops, 'step_ratio': step,
             'excess': round(step[0] / flops, 4), 'activation_ratio': kept,
             'plain_peak_mib': round(peaks['plain'], 1), 'peak_ratio': round(peaks[method] / peaks['plain'], 4),
