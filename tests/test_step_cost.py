@@ -19,7 +19,8 @@ def test_the_documented_cost_is_the_committed_result():
     assert (ROOT / 'docs/cost.md').read_text() == script['render'](data), 'run python docs/make_cost.py'
     eager = {(r['pair'], r['method']) for r in data['rows'] if not r['compiled']}
     assert len({pair for pair, _ in eager}) >= 5 and len(eager) == 3 * len({pair for pair, _ in eager})
-    assert len({r['pair'] for r in data['rows'] if r['compiled']}) >= 2
+    assert len({r['pair'] for r in data['rows'] if r['compiled']}) >= 5
+    assert {r['pair'] for r in data['simplifier']} == {pair for pair, _ in eager}
 
 
 @pytest.mark.parametrize('student', ['test_resnet', 'test_vit'])
