@@ -22,8 +22,8 @@ state and the most that a step allocates, so it grows with the branches' weights
 student with two others (`POOL` in the script): ratios are means over their steps.
 
 Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's (SFTN: the loop by hand has it
-too), and GTN's gradients and optimizer, which pass over the banks of all students in every step, whatever the size of
-the batch. TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs,
+too). GTN's gradients and optimizer pass over the banks of all students in every step, a few hundredths at most (below).
+TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs,
 and the activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an
 excess of 1.05 at most, is met by {met} of the {total} rows with memory kept; the largest is {largest:.2f}.
 Spreads are wide, as this virtual machine's speed changes from second to second; measured twice, the excess in eager
