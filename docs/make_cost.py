@@ -23,11 +23,11 @@ student with two others (`POOL` in the script): ratios are means over their step
 
 Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's (SFTN: the loop by hand has it
 too). GTN's gradients and optimizer pass over the banks of all students in every step, a few hundredths at most (below).
-TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs,
-and the activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an
-excess of 1.05 at most, is met by {met} of the {total} rows with memory kept; the largest is {largest:.2f}.
-Spreads are wide, as this virtual machine's speed changes from second to second; measured twice, the excess in eager
-rows of batches of 16 differed by up to 0.07.
+TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs, and the
+activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an excess of 1.05
+at most, is met by {met} of the {total} rows with memory kept; the largest is {largest:.2f}. Spreads are wide, as this
+virtual machine's speed changes from second to second: in two runs of `step_cost.py`, with `--rounds 7` and `--rounds
+9`, the excess of a row differed by up to 0.07.
 
 **Memory kept** means that malloc keeps what is freed, as CUDA's allocator does. As the system has it, glibc gives large
 tensors back to the kernel and gets them anew, page by page, in every step. That has nothing to do with what is
@@ -42,8 +42,8 @@ SIMPLIFIER = '''
 
 It costs nothing while a teacher trains: its simplifier works on the logits while the student trains. So everything here
 is over plain distillation, timm's `LogitDistillationTask` with the same teacher and student (memory kept, {size} px,
-batches of {batch_size}, {rounds} rounds). Where the teacher's forward is the peak it takes less memory: the
-teacher runs before the student's activations are there, in timm's task after.
+batches of {batch_size}, {rounds} rounds). Where the teacher's forward is the peak it takes less memory: the teacher
+runs before the student's activations are there, in timm's task after.
 
 | pair | FLOP ratio | step ratio | peak memory ratio |
 |---|---|---|---|

@@ -4,7 +4,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import SFTeacherError
@@ -58,8 +58,7 @@ class TrainConfig(Checked):
             raise SFTeacherError(f'warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}: the '
                                  f'warm-up counts within the epochs; make it shorter or train longer')
         for name, needed in _NEEDS.items():
-            default = next(f.default for f in fields(self) if f.name == name)
-            if not getattr(self, needed) and getattr(self, name) != default:
+            if self.given(name) and not getattr(self, needed):
                 raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect without {needed}: give {needed}, '
                                      f'or leave it out')
         if self.sched == 'multistep' and min(self.decay_milestones, default=self.epochs) >= self.epochs:
@@ -113,15 +112,13 @@ class DataConfig(Checked):
         if self.data == 'digits' and self.dataset:
             raise SFTeacherError(f"data='digits' and dataset={self.dataset!r} are two sources of images: leave out one")
         in_memory = self.in_memory or self.data == 'digits'
-        for name in ('color_jitter', 'aa', 'reprob', 'scale') if in_memory else ('crop_padding',):
-            default = next(f.default for f in fields(self) if f.name == name)
-            if getattr(self, name) != default:
-                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect ' + (
-                    'on images kept in memory, whose augmentation is crop_padding and hflip: leave it out, or in_memory'
-                    if in_memory else 'without in_memory: leave it out, or give in_memory'))
-        for name in ('crop_padding', 'color_jitter', 'aa', 'reprob', 'scale') if self.no_aug else ():
-            if getattr(self, name) != next(f.default for f in fields(self) if f.name == name):
-                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect with no_aug: leave out one of them')
+        of_files = ('color_jitter', 'aa', 'reprob', 'scale')
+        for name in self.given(*of_files if in_memory else ('crop_padding',)):
+            raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect ' + (
+                'on images kept in memory, whose augmentation is crop_padding and hflip: leave it out, or in_memory'
+                if in_memory else 'without in_memory: leave it out, or give in_memory'))
+        for name in self.given('crop_padding', *of_files) if self.no_aug else ():
+            raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect with no_aug: leave out one of them')
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,10 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
         raise SFTeacherError('no student: give the timm name of one, e.g. student=resnet18')
     if config.kd not in KD:
         raise SFTeacherError(f'kd={config.kd!r} must be one of {", ".join(KD)}')
-    if idle := [name for name in KD_SETTINGS if not config.teacher and
-                getattr(config, name) != getattr(StudentRun(), name)]:
+    if (idle := config.given(*KD_SETTINGS)) and not config.teacher:
         raise SFTeacherError(f'{", ".join(idle)}: without a teacher the student learns alone, and this has no effect: '
                              f'leave it out, or give a teacher')
-    if config.kd == 'plain' and config.simplifier_lr != StudentRun().simplifier_lr:
+    if config.kd == 'plain' and config.given('simplifier_lr'):
         raise SFTeacherError(f'simplifier_lr={config.simplifier_lr:g} has no effect with kd=plain: give '
                              f'kd=student_friendly, or leave it out')
     device, size = init_device(config.device), _input_size(config)
@@ -104,8 +103,7 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
         task: TrainingTask = ClassificationTask(student, loss, device=device, verbose=False)
     else:
         check_forward(teacher, 'teacher', size, data.num_classes, device)
-        vars(student)['pretrained_cfg'] = {**student.pretrained_cfg, 'mean': config.mean, 'std': config.std,   # type: ignore[dict-item]
-                                           'crop_mode': expected['crop_mode']}
+        _say(student, mean=config.mean, std=config.std, crop_mode=expected['crop_mode'])
         task = KD[config.kd](student, teacher, loss, config, device)
     metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
                 'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
@@ -156,8 +154,7 @@ def _plan(
     for name in ('mean', 'std'):    # the model's own are of colour images
         if len(data_config[name]) != channels:
             data_config[name] = (statistics.fmean(data_config[name]),) * channels
-    vars(model)['pretrained_cfg'] = {   # what is exported says how its images were brought to it
-        **(getattr(model, 'pretrained_cfg', None) or {}), **{k: data_config[k] for k in ('interpolation', 'crop_pct')}}
+    _say(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'])
     check_forward(model, 'model', data_config['input_size'], data.num_classes, device)
     config = replace(config, num_classes=data.num_classes, hflip=flip_probability(config),
                      **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})
@@ -166,6 +163,11 @@ def _plan(
     metadata |= {'data': config.data or config.dataset, 'seed': config.seed, 'epochs': config.epochs,
                  'settings': _chosen(config)}
     return Plan(config, task, *loaders, data_config, metadata)
+
+
+def _say(model: nn.Module, **facts: Any) -> None:
+    """Let the model say how images are brought to it: timm's tasks and the export read it there."""
+    vars(model)['pretrained_cfg'] = {**(getattr(model, 'pretrained_cfg', None) or {}), **facts}
 
 
 def _method(config: TeacherRun) -> Method | None:

@@ -61,6 +61,10 @@ class Checked:
                 _check_range(f.name, item, f.metadata)
             object.__setattr__(self, f.name, value)
 
+    def given(self, *names: str) -> list[str]:
+        """Of these settings, those that are not the default."""
+        return [name for name in names if getattr(self, name) != getattr(type(self), name)]
+
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
     """A config from plain values, refusing names that it does not have.

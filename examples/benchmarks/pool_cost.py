@@ -7,7 +7,7 @@ steps are timed, and peak memory, are those of step_cost.py.
 """
 import argparse
 
-from steps import Variant, images, parse, peak, race, spread, store, stored, take_path, wrapped
+from steps import Variant, images, keep_memory, parse, peak, race, spread, store, stored, take_path, wrapped
 
 TEACHER = 'resnet50'
 EIGHT = ['resnet10t', 'resnet14t', 'resnet18', 'resnet34', 'mobilenetv3_small_050', 'mobilenetv3_small_100',
@@ -38,6 +38,7 @@ def measure_pool(args):
 
 def main():
     args = parse(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
+    keep_memory()
     args.warm = 1
     store(args, {**stored(args), 'pool': measure_pool(args)})
 

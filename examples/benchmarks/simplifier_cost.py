@@ -12,7 +12,7 @@ import statistics
 
 import torch
 from step_cost import PAIRS
-from steps import Variant, images, parse, peak, race, spread, store, stored
+from steps import Variant, images, keep_memory, parse, peak, race, spread, store, stored
 from timm.task import LogitDistillationTask
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +26,7 @@ def measure(pair, args):
     torch.manual_seed(0)
     roles = zip(pair.split('/'), ('teacher', 'student'), strict=True)
     teacher, student = (create_model(name, role, 100, size, {}).to(args.device) for name, role in roles)
-    variants, flops, peaks = {}, {}, {}
+    variants, flops = {}, {}
     x, y = images(args)
     for name, task_type in (('plain', LogitDistillationTask), ('simplifier', StudentFriendlyKDTask)):
         task = task_type(copy.deepcopy(student), teacher, criterion=torch.nn.CrossEntropyLoss(), temperature=4.,
@@ -36,8 +36,7 @@ def measure(pair, args):
             variants[name].step(x, y)
         flops[name] = counter.get_total_flops()
     times = race(variants, x, y, args)
-    for name, variant in variants.items():
-        peaks[name] = peak(variant, x, y, args.device)
+    peaks = {name: peak(variant, x, y, args.device) for name, variant in variants.items()}
     step, ratio = spread(times['simplifier'], times['plain']), round(flops['simplifier'] / flops['plain'], 5)
     row = {'pair': pair, 'size': args.size, 'batch_size': args.batch_size, 'rounds': args.rounds,
            'plain_ms': round(1000 * statistics.median(times['plain']), 1), 'flop_ratio': ratio, 'step_ratio': step,
@@ -48,6 +47,7 @@ def measure(pair, args):
 
 def main():
     args = parse(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
+    keep_memory()
     args.warm = 1
     store(args, {**stored(args), 'simplifier': [measure(pair, args) for pair in PAIRS]})
 

@@ -28,7 +28,7 @@ import statistics
 import torch
 import torch.nn.functional as F
 from by_hand import ByHand
-from steps import Variant, images, parse, peak, race, spread, store, stored, take_path, wrapped
+from steps import Variant, images, keep_memory, parse, peak, race, spread, store, stored, take_path, wrapped
 
 from sf_teacher.build import create_model
 from sf_teacher.inspection import inspect
@@ -102,7 +102,10 @@ def main():
     parser.add_argument('--pairs', nargs='*', default=PAIRS, help='teacher/student')
     parser.add_argument('--methods', nargs='+', default=['sftn', 'teskd', 'gtn'])
     parser.add_argument('--compile', action='store_true', help='measure compiled steps, not eager ones')
+    parser.add_argument('--system-malloc', action='store_true', help='leave malloc as the system has it')
     args = parse(parser)
+    if not args.system_malloc:
+        keep_memory()
     args.warm = 2 if args.compile else 1        # the first compiled step leaves work behind
     data = stored(args)
     for pair in args.pairs:

@@ -1,4 +1,4 @@
-"""Training steps side by side: what step_cost.py and pool_cost.py share."""
+"""Training steps side by side: what step_cost.py, pool_cost.py and simplifier_cost.py share."""
 import ctypes
 import json
 import os
@@ -114,17 +114,14 @@ def keep_memory():
 
 
 def parse(parser):
-    """Read the command line, with what all of these scripts take; one thread and memory kept from here on."""
+    """Read the command line, with what all of these scripts take; one thread from here on."""
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--size', type=int, help='default: 128, on cuda 224')
     parser.add_argument('--batch-size', type=int, help='default: 16, on cuda 128')
-    parser.add_argument('--system-malloc', action='store_true', help='leave malloc as the system has it')
     parser.add_argument('--json', type=Path, default=Path('step_cost.json'), help='results are added to this file')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if not args.system_malloc:
-        keep_memory()
     args.size = args.size or (224 if args.device == 'cuda' else 128)
     args.batch_size = args.batch_size or (128 if args.device == 'cuda' else 16)
     return args
