@@ -9,12 +9,12 @@ from torchdistill.losses.registry import get_low_level_loss
 
 from sf_teacher import SFTeacherError
 from sf_teacher.checks import check_target
-from sf_teacher.losses import joint_loss
+from sf_teacher.functional import joint_loss
 from sf_teacher.methods import Method, options
 
 
 class MethodLoss(nn.Module):
-    """The joint loss of a teacher and its branches, `sf_teacher.losses.joint_loss`.
+    """The joint loss of a teacher and its branches, `sf_teacher.functional.joint_loss`.
 
     Args:
         method: Options of the method, the same as its wrapper's.

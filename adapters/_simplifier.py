@@ -11,7 +11,7 @@ from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from sf_teacher import SFTeacherError
-from sf_teacher.simplifier import CollapseWatch, Simplifier
+from sf_teacher.methods._simplifier import CollapseWatch, Simplifier
 
 logger = def_logger.getChild(__name__)
 

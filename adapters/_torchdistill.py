@@ -13,9 +13,9 @@ from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from sf_teacher import SFTeacherError, wrap
-from sf_teacher.attach import BranchedTeacher
-from sf_teacher.branches import BranchOutput, BranchSet
+from sf_teacher.joint import BranchedTeacher
 from sf_teacher.methods import Method, options
+from sf_teacher.methods._branches import BranchOutput, BranchSet
 
 from ._loss import configured
 
@@ -187,7 +187,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
             make_parent_dirs(self.ckpt_file_path)
             torch.save({'model': self.branches.state_dict(), 'epoch': self._epoch}, self.ckpt_file_path)
         if self._export is not None and self._export_is_due():
-            from sf_teacher.export import export
+            from sf_teacher.exporting.exporter import export
 
             folder = export(self.teacher, metadata=self._metadata, **self._export)
             self._export['overwrite'] = True    # from now on it is this run's own
@@ -203,8 +203,8 @@ class Teacher4Method(AuxiliaryModelWrapper):
 
     def _check_export(self) -> None:
         """Refuse what could only fail after an epoch of training."""
-        from sf_teacher import plain
-        from sf_teacher.export import check_target
+        from sf_teacher.exporting import normalise
+        from sf_teacher.exporting.exporter import check_target
 
         given = dict(self._export or {})
         where = f'{type(self).__name__}, `export`'
@@ -213,8 +213,8 @@ class Teacher4Method(AuxiliaryModelWrapper):
         try:
             check_target(Path(given['folder']).expanduser().resolve(), given.get('overwrite', False))
             if given.get('factory') is None:
-                plain.identify(plain.plain_copy(self.teacher), given.get('model_args') or {})
-            plain.data_config(self.teacher, given['input_size'], given.get('mean'), given.get('std'))
+                normalise.identify(normalise.plain_copy(self.teacher), given.get('model_args') or {})
+            normalise.data_config(self.teacher, given['input_size'], given.get('mean'), given.get('std'))
         except SFTeacherError as error:
             raise SFTeacherError(f'{where}: {error}') from error
 

@@ -1,12 +1,21 @@
-"""Student-friendly teachers for knowledge distillation."""
-from .build import wrap
+"""Student-friendly teachers for knowledge distillation: the public names, each imported when it is first asked for.
+
+Only names that are part of the API are here. The rooms behind it, and the direction of their imports:
+cli -> analysis -> training -> factory -> task -> methods, exporting -> split -> functional, checks, validation, errors.
+"""
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .errors import BoundaryError, SFTeacherError
-from .export import export
-from .kd_task import StudentFriendlyKDTask
-from .methods import GTN, SFTN, TESKD, Method
-from .task import StudentFriendlyTask
-from .verify import verify
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .exporting.exporter import export
+    from .exporting.verify import verify
+    from .factory import wrap
+    from .kd_task import StudentFriendlyKDTask
+    from .methods import GTN, SFTN, TESKD, Method
+    from .task import StudentFriendlyTask
 
 __all__ = [
     'GTN',
@@ -22,3 +31,27 @@ __all__ = [
     'verify',
     'wrap',
 ]
+
+_MODULES = {
+    'GTN': 'methods',
+    'SFTN': 'methods',
+    'TESKD': 'methods',
+    'Method': 'methods',
+    'StudentFriendlyKDTask': 'kd_task',
+    'StudentFriendlyTask': 'task',
+    'export': 'exporting.exporter',
+    'verify': 'exporting.verify',
+    'wrap': 'factory',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(importlib.import_module(f'.{_MODULES[name]}', __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

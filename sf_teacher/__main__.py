@@ -1,6 +1,6 @@
 """`python -m sf_teacher`, which is what torchrun starts."""
 import sys
 
-from .cli import main
+from .cli.app import main
 
 sys.exit(main())

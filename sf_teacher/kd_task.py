@@ -9,10 +9,10 @@ from timm.task import LogitDistillationTask
 from timm.utils import unwrap_model
 from torch import nn
 
-from .config import SIMPLIFIER_LR
 from .errors import SFTeacherError
 from .extra_state import PlainWithExtra
-from .simplifier import CollapseWatch, Simplifier
+from .methods._simplifier import CollapseWatch, Simplifier
+from .training.settings import SIMPLIFIER_LR
 
 
 class StudentWithSimplifier(nn.Module):

@@ -11,14 +11,14 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .attach import Boundaries, BranchedTeacher, make_plan
-from .branches import BranchOutput, BranchSet
 from .checks import check_batch, check_model, check_size, check_target
 from .errors import SFTeacherError
 from .extra_state import PlainWithExtra
-from .losses import joint_loss
+from .functional import joint_loss
+from .joint import Boundaries, BranchedTeacher, make_plan
 from .methods import Method, get_method, options
-from .stages import Size, default_input_size
+from .methods._branches import BranchOutput, BranchSet
+from .split.boundaries import Size, default_input_size
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -145,7 +145,7 @@ class StudentFriendlyTask(PlainWithExtra):
         Raises:
             SFTeacherError: The teacher or the place is not fit for it; nothing was written.
         """
-        from .export import export
+        from .exporting.exporter import export
         if ema and not self.has_ema():
             raise SFTeacherError('task.export(ema=True) needs task.setup_ema() before training')
         teacher = unwrap_model(self.get_trainable_module(ema=ema)).teacher
@@ -167,7 +167,7 @@ class StudentFriendlyTask(PlainWithExtra):
         Raises:
             SFTeacherError: There is no such branch, or the folder can't be written; nothing was written.
         """
-        from .export import export_branch
+        from .exporting.exporter import export_branch
         branches = getattr(self.branches, 'branches', [])
         if not 0 <= index < len(branches):
             raise SFTeacherError(f'there is no branch {index!r} of a student to export: the method '

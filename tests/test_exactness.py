@@ -9,13 +9,13 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-import sf_teacher.tail_check
+import sf_teacher.split.tail_check
 from sf_teacher import SFTN, BoundaryError
-from sf_teacher.cuts import student_boundaries
-from sf_teacher.losses import joint_loss
-from sf_teacher.tail_check import check_tails
-from sf_teacher.tails import Tail
-from sf_teacher.trace import Trace, tensors
+from sf_teacher.functional import joint_loss
+from sf_teacher.split.split_points import student_boundaries
+from sf_teacher.split.tail_check import check_tails
+from sf_teacher.split.tails import Tail
+from sf_teacher.split.trace import Trace, tensors
 from tests.families import build_small
 from tests.family_checks import check_step, check_tail, check_teacher
 

@@ -19,10 +19,10 @@ import torch
 from timm.optim import create_optimizer_v2
 
 import sf_teacher
-from sf_teacher.guard import Stop, World
-from sf_teacher.in_memory import InMemoryLoader
-from sf_teacher.loop import Loop
 from sf_teacher.training import TrainConfig
+from sf_teacher.training.in_memory import InMemoryLoader
+from sf_teacher.training.interruption import Stop, World
+from sf_teacher.training.loop import Loop
 
 
 def bare_epoch(task: Any, optimizer: torch.optim.Optimizer, loader: InMemoryLoader) -> None:

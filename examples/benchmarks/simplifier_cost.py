@@ -17,7 +17,7 @@ from timm.task import LogitDistillationTask
 from torch.utils.flop_counter import FlopCounterMode
 
 from sf_teacher import StudentFriendlyKDTask
-from sf_teacher.build import create_model
+from sf_teacher.factory import create_model
 
 
 def measure(pair, args):

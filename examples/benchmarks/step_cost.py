@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from by_hand import ByHand
 from steps import Variant, images, keep_memory, parse, peak, race, spread, store, stored, take_path, wrapped
 
-from sf_teacher.build import create_model
-from sf_teacher.inspection import inspect
+from sf_teacher.analysis.inspection import inspect
+from sf_teacher.factory import create_model
 
 PAIRS = ['resnet50/resnet18', 'resnet34/mobilenetv3_small_100', 'vit_small_patch16_224/resnet18',
          'convnext_tiny/convnext_atto', 'swin_tiny_patch4_window7_224/deit_tiny_patch16_224']

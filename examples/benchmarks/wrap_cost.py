@@ -20,7 +20,7 @@ ONE = '''
 import json, resource, sys, time, timm, torch, logging
 logging.disable(); torch.set_num_threads(1)
 import sf_teacher
-from sf_teacher.build import create_model
+from sf_teacher.factory import create_model
 name, role, kwargs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 t = time.process_time(); model = create_model(name, role, 10, None, kwargs); build = time.process_time() - t
 size = tuple(timm.data.resolve_model_data_config(model)['input_size'])

@@ -13,7 +13,7 @@ from typing import Any
 
 from protocol import ALONE, STANDARD, Protocol, read, student_runs
 
-from sf_teacher.similarity import interval
+from sf_teacher.analysis.similarity import interval
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / 'README.md'

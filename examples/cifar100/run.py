@@ -21,8 +21,8 @@ import torch
 from protocol import Protocol, Run, chains, read
 from worker import Worker, load
 
-from sf_teacher.config import DataConfig
 from sf_teacher.errors import SFTeacherError
+from sf_teacher.training.settings import DataConfig
 
 HERE = Path(__file__).resolve().parent
 

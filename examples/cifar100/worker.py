@@ -19,17 +19,17 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 import sf_teacher
-from sf_teacher.checkpoint import write_atomically
-from sf_teacher.config import DataConfig
-from sf_teacher.data import load_data
-from sf_teacher.in_memory import InMemoryLoader, load_images
+from sf_teacher.analysis.similarity import calibration_error, divergence, linear_cka, see
+from sf_teacher.exporting.reload import TEACHER, sha256
 from sf_teacher.methods import METHODS
-from sf_teacher.pairing import default_boundaries
-from sf_teacher.reload import TEACHER, sha256
-from sf_teacher.similarity import calibration_error, divergence, linear_cka, see
-from sf_teacher.stages import Boundary
-from sf_teacher.taps import teacher_boundaries
+from sf_teacher.split.boundaries import Boundary
+from sf_teacher.split.pairing import default_boundaries
+from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
+from sf_teacher.training.data import load_data
+from sf_teacher.training.in_memory import InMemoryLoader, load_images
+from sf_teacher.training.run_folder import write_atomically
+from sf_teacher.training.settings import DataConfig
 
 Images = dict[str, tuple[torch.Tensor, torch.Tensor]]
 

@@ -1,0 +1,187 @@
+"""Write a teacher as a plain timm folder, and call it done only after a fresh process has given it back."""
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import nn
+
+from ..errors import SFTeacherError
+from ..split.tails import Tail
+from ..version import __version__
+from . import normalise
+from .card import model_card, torchdistill_snippet
+from .reload import CONFIG, PROBE, TEACHER, WEIGHTS, sha256, versions
+from .torchvision_format import is_same, to_torchvision
+from .verify import run_check
+from .writer import README, check_target, written_at_once
+
+_logger = logging.getLogger(__name__)
+
+TORCHDISTILL = 'torchdistill.yaml'
+TORCHVISION = 'torchvision.pth'
+FORMATS = ('timm', 'torchvision')
+
+
+def export(
+        model: nn.Module,
+        folder: str | os.PathLike[str],
+        *,
+        input_size: Sequence[int] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        factory: str | Callable[..., nn.Module] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        format: str = 'timm',
+) -> Path:
+    """Export a teacher as a folder that plain timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    The folder holds `config.json`, `model.safetensors`, `teacher.pth` (the same weights under "model"),
+    `probe.safetensors` (a few inputs and the teacher's logits), a model card and a snippet for torchdistill. It is
+    written beside its final place, reloaded in a fresh process that cannot import sf_teacher, and moved there only if
+    keys, weights, preprocessing and, bit for bit, logits are those of `model`. After a failure nothing is left.
+
+    The weights are stored in float32 (half-precision values survive exactly; float64 is refused unless its values do)
+    and the logits are computed in float32 on the CPU in eval mode. `model` may be wrapped (EMA, `torch.compile`, DDP),
+    be on any device and carry hooks; it comes back exactly as it was. In distributed training call this on one rank.
+
+    Args:
+        model: The teacher.
+        folder: Where to. Missing parents are created.
+        input_size: (channels, height, width) the teacher was trained at; by default what the model's configuration
+            says, which is the architecture's default unless somebody changed it.
+        mean: What the training images were normalised with, one value or one per channel; default as `input_size`.
+        std: As `mean`.
+        model_args: Arguments of `timm.create_model` (or of `factory`) that rebuild the model, beside those that timm
+            has recorded.
+        factory: "package.module:function", or that function, for a teacher that timm cannot build by name. The folder
+            then holds no timm model, only `teacher.pth` and what describes and verifies it.
+        metadata: What was trained and how, for the model card and `config.json`: "method", "students", "data", "seed",
+            "metrics", "description" and whatever else. Primitives, dataclasses and paths.
+        overwrite: Replace an earlier export at `folder`, once the new one has been verified.
+        format: "torchvision" adds `torchvision.pth`, the weights under the keys of torchvision's model of the same
+            name, which gives equal logits or is refused.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        SFTeacherError: The teacher or the place is not fit for it; nothing was written or changed.
+    """
+    if format not in FORMATS:
+        raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
+    target = Path(folder).expanduser().resolve()
+    check_target(target, overwrite)
+    notes, args = normalise.primitives('metadata', metadata), normalise.primitives('model_args', model_args)
+    if isinstance(model, TrainingTask):
+        raise SFTeacherError(f'export takes the plain model and this is a {type(model).__name__}: call task.export('
+                             f'folder), or pass task.get_eval_model()')
+    model = unwrap_model(model)
+    teacher = normalise.plain_copy(model)
+    arch = None
+    if factory is None:
+        arch, args = normalise.identify(teacher, args)
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.state_dict().values()):
+            normalise.restore_constants(teacher, arch, args)
+    else:
+        factory = normalise.factory_path(factory)
+    data_config = normalise.data_config(teacher, input_size, mean, std)
+    inputs, logits = normalise.probe(teacher, data_config['input_size'])
+    facts: dict[str, Any] = {
+        'arch': arch,
+        'factory': factory,
+        'model_args': args,
+        'num_classes': logits.shape[1],
+        **data_config,
+        'sf_teacher_version': __version__,
+        'versions': versions(),
+    }
+    name, state = normalise.name_of(teacher), teacher.state_dict()
+    theirs = to_torchvision(name, state, inputs, logits) if format == 'torchvision' else None
+    with written_at_once(target, overwrite) as temporary:
+        _write(temporary, teacher, facts, notes)
+        if theirs is not None:
+            torch.save({'model': theirs, **facts}, temporary / TORCHVISION)
+        _write_probe(temporary, inputs, logits, facts)
+        (temporary / README).write_text(model_card(target.name, facts, notes), encoding='utf-8')
+        if arch is not None:
+            same = TEACHER if is_same(arch, state, inputs, logits) else None
+            snippet = torchdistill_snippet(
+                arch, facts['num_classes'], str(target), same or (None if theirs is None else TORCHVISION),
+            )
+            (temporary / TORCHDISTILL).write_text(snippet, encoding='utf-8')
+        report = run_check(temporary, 0.0, factory, torch.get_num_threads())
+        if not report['ok']:
+            raise SFTeacherError(_refusal(name, report, factory))
+    _logger.info('Exported %s to %s', arch or factory, target)
+    return target
+
+
+def export_branch(tail: Tail, folder: str | os.PathLike[str]) -> Path:
+    """See `StudentFriendlyTask.export_branch`."""
+    target = Path(folder).expanduser().resolve()
+    check_target(target, overwrite=False)
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in tail.model.state_dict().items()}
+    notes = {
+        'student': normalise.name_of(tail.model),
+        'boundary': list(tail.boundary),
+        'trained': sorted(state),
+        'untrained': tail.untrained,
+    }
+    with written_at_once(target, overwrite=False) as temporary:
+        safetensors.torch.save_file(state, temporary / 'branch.safetensors', {'sf_teacher': json.dumps(notes)})
+        (temporary / 'branch.json').write_text(json.dumps(notes, indent=2), encoding='utf-8')
+        (temporary / README).write_text(
+            f'A trained branch as the start of {notes["student"]}: everything after {", ".join(tail.boundary)}.\n\n'
+            f'{len(tail.untrained)} weights before it are not trained by any branch and not in the file; '
+            'they are listed as "untrained" in branch.json.\n\n'
+            '```python\nweights = safetensors.torch.load_file("branch.safetensors")\n'
+            'student.load_state_dict(weights, strict=False)\n```\n',
+            encoding='utf-8')
+    return target
+
+
+def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[str, Any]) -> None:
+    """Configuration and weights."""
+    provenance = {'sf_teacher': {'version': facts['sf_teacher_version'], 'versions': facts['versions'], **notes}}
+    if facts['arch'] is not None:
+        timm.models.save_for_hf(
+            teacher,
+            str(folder),
+            model_config=provenance,
+            model_args=facts['model_args'],
+            safe_serialization=True,
+            data_config={key: tuple(facts[key]) for key in ('input_size', 'mean', 'std')},
+        )
+    else:
+        described = ('factory', 'model_args', 'num_classes', 'input_size', 'mean', 'std')
+        config = {key: facts[key] for key in described} | provenance
+        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding='utf-8')
+    torch.save({'model': teacher.state_dict(), **facts}, folder / TEACHER)
+
+
+def _write_probe(folder: Path, inputs: torch.Tensor, logits: torch.Tensor, facts: dict[str, Any]) -> None:
+    digests = {name: sha256(folder / name) for name in (WEIGHTS, TEACHER, TORCHVISION) if (folder / name).exists()}
+    metadata = {'sf_teacher': json.dumps({**facts, 'sha256': digests})}
+    safetensors.torch.save_file({'inputs': inputs, 'logits': logits}, folder / PROBE, metadata)
+
+
+def _refusal(name: str, report: dict[str, Any], factory: str | None) -> str:
+    reason = f"{name} was not exported, a fresh process does not give it back: {report['reason']}"
+    if report['about'] != 'logits':
+        return reason
+    if factory is not None:
+        return f'{reason}. {factory} builds another model than the one given'
+    return (
+        f'{reason}. Something in it is neither in its weights nor in its arguments, such as an activation or a pooling '
+        'that was replaced after it was built; pass factory="package.module:function" with a function that builds it'
+    )

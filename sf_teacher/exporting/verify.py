@@ -1,0 +1,68 @@
+"""Verify an exported teacher, in the process that exported it or later and elsewhere."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import SFTeacherError
+from . import reload
+
+DEFAULT_TOLERANCE = 1e-4
+
+
+def run_check(
+        folder: Path,
+        tolerance: float,
+        factory: str | None = None,
+        threads: int | None = None,
+) -> dict[str, Any]:
+    """`reload.report` in a fresh process."""
+    command = [sys.executable, '-P', reload.__file__, str(folder), '--tolerance', repr(tolerance)]
+    if factory is not None:  # its module may lie beside the caller's script
+        command += ['--factory', factory, '--path', json.dumps([os.path.abspath(entry) for entry in sys.path])]
+    if threads is not None:
+        command += ['--threads', str(threads)]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            command, cwd=elsewhere, env={**os.environ, 'HF_HUB_OFFLINE': '1'}, capture_output=True, text=True,
+        )
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        tail = ' '.join(done.stderr.split("\n")[-4:]).strip()
+        return {'ok': False, 'about': 'build', 'reason': f'the fresh process ended with {done.returncode}: {tail}'}
+
+
+def verify(
+        folder: str | os.PathLike[str],
+        *,
+        tolerance: float = DEFAULT_TOLERANCE,
+        factory: str | None = None,
+) -> dict[str, Any]:
+    """Check that an exported folder still gives the teacher that was exported, also on another machine.
+
+    A fresh process, in which sf_teacher cannot be imported, loads the folder as any user would, without executing
+    anything pickled, and compares files, weights, preprocessing and the logits of the stored probe.
+
+    Args:
+        folder: A folder written by `export`.
+        tolerance: Largest difference of logits allowed, as a fraction of the largest stored logit. Another torch,
+            another processor or another number of threads rounds differently; 0 asks for bit-equality.
+        factory: "package.module:function" for a teacher that timm cannot build by name.
+
+    Returns:
+        The report: architecture, classes, preprocessing, differences, and the versions on both sides.
+
+    Raises:
+        SFTeacherError: What differs, is missing, or cannot be read.
+    """
+    if not 0 <= tolerance < 1:
+        raise SFTeacherError(f'tolerance is a fraction of the largest logit, 0 <= tolerance < 1, got {tolerance}')
+    folder = Path(folder).expanduser().resolve()
+    report = run_check(folder, tolerance, factory)
+    if not report.pop('ok'):
+        raise SFTeacherError(f"{folder}: {report['reason']}")
+    return report

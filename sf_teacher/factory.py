@@ -1,0 +1,109 @@
+"""From names to a task: the one line."""
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from .checks import check_model, check_size
+from .errors import SFTeacherError
+from .methods import Method, get_method
+from .split.boundaries import Size, default_input_size
+from .task import Boundaries, StudentFriendlyTask
+
+
+def wrap(
+        teacher: str | nn.Module,
+        students: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        *,
+        method: str | Method = 'sftn',
+        num_classes: int | None = None,
+        boundaries: Boundaries | None = None,
+        input_size: Size | None = None,
+        pretrained: bool | None = None,
+        teacher_kwargs: dict[str, Any] | None = None,
+        student_kwargs: dict[str, Any] | None = None,
+) -> StudentFriendlyTask:
+    """Attach student branches to a teacher and return the task that trains both.
+
+    Args:
+        teacher: timm name (``local-dir:`` and ``hf-hub:`` too) or a model. A model is trained in place, not copied.
+        students: Name or model, or several. Models are copied into the branches and stay as they are.
+        method: ``"sftn"`` or a config such as ``SFTN(kl_weight=1.)``.
+        num_classes: Classes of the models built here by name; by default the teacher's own.
+        boundaries: See `StudentFriendlyTask`; needed for models that timm did not build.
+        input_size: (C, H, W) of the images; by default what the teacher was made for. Models built here by name whose
+            size is fixed are built for it.
+        pretrained: Whether a teacher built by name starts from pretrained weights; by default those with weights of
+            their own (``local-dir:``, ``hf-hub:``) do, and students by such names too.
+        teacher_kwargs: Further arguments of ``timm.create_model`` for the teacher.
+        student_kwargs: The same for the students, e.g. ``dict(pretrained=True)``.
+
+    Returns:
+        A `timm.task.TrainingTask`: ``task(images, targets)["loss"]``, ``task.teacher``, ``task.export(folder)``.
+
+    Raises:
+        SFTeacherError: Something does not fit; the message says what, and what to do. Nothing has been changed.
+
+    Examples:
+
+        ```python
+        task = sf_teacher.wrap('resnet50', 'resnet18', num_classes=100)
+        ```
+    """
+    config = get_method(method)
+    if input_size is not None:
+        input_size = check_size(input_size)
+    teacher_kwargs, student_kwargs = dict(teacher_kwargs or {}), dict(student_kwargs or {})
+    if isinstance(teacher, str):
+        teacher_kwargs = {'pretrained': pretrained, **teacher_kwargs}
+        teacher = create_model(teacher, 'teacher', num_classes, input_size, teacher_kwargs)
+    elif pretrained or teacher_kwargs:
+        raise SFTeacherError('pretrained and teacher_kwargs are for a teacher given by name; this one is a '
+                             f'{type(teacher).__name__}: load its weights before wrapping it')
+    check_model(teacher, 'teacher')
+    if num_classes is not None and getattr(teacher, 'num_classes', num_classes) != num_classes:
+        raise SFTeacherError(f'teacher {type(teacher).__name__} has {teacher.num_classes} classes, not '
+                             f'num_classes={num_classes}: build it with num_classes={num_classes}')
+    num_classes = getattr(teacher, 'num_classes', num_classes)
+    size = check_size(input_size or default_input_size(teacher, teacher_kwargs))
+    if students is None:
+        students = []
+    students = [students] if isinstance(students, str | nn.Module) else list(students)
+    if student_kwargs and not any(isinstance(s, str) for s in students):
+        raise SFTeacherError(f'student_kwargs={student_kwargs} are for students given by name, and none is: build the '
+                             f'student as you want it before wrapping')
+    with torch.random.fork_rng(devices=[]):
+        built = [create_model(s, 'student', num_classes, size, student_kwargs) if isinstance(s, str) else s
+                 for s in students]
+    task = StudentFriendlyTask(teacher, None, built, config, boundaries, size)
+    task.student_names = [s if isinstance(s, str) else type(s).__name__ for s in students]
+    return task
+
+
+def create_model(name: str, role: str, num_classes: int | None, input_size: Size | None, kwargs: dict) -> nn.Module:
+    """A timm model, built for `input_size` where its size is fixed at construction.
+
+    Raises:
+        SFTeacherError: timm has no such model (with close names) or cannot build it.
+    """
+    if ':' not in name and not timm.is_model(name):
+        close = difflib.get_close_matches(name.split('.')[0], timm.list_models(), 3, cutoff=0.5)
+        raise SFTeacherError(f'timm has no model {name!r} (given as {role})'
+                             + (f'; close names: {", ".join(close)}' if close else '')
+                             + ". timm.list_models('*resnet*') lists what there is.")
+    kwargs = dict(kwargs) if num_classes is None else {'num_classes': num_classes, **kwargs}
+    if kwargs.get('pretrained') is None:
+        kwargs['pretrained'] = ':' in name      # random weights under the name of a folder are what nobody wants
+    if input_size is not None and input_size[0] != 3:
+        kwargs.setdefault('in_chans', input_size[0])
+    try:
+        if input_size is not None and 'img_size' not in kwargs and ':' not in name:
+            cfg = timm.get_pretrained_cfg(name)
+            if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size) != tuple(input_size):
+                kwargs['img_size'] = tuple(input_size[1:])
+        return timm.create_model(name, **kwargs)
+    except Exception as error:
+        raise SFTeacherError(f'timm could not build the {role} {name!r} with {kwargs}: {error}') from error

@@ -1,0 +1,163 @@
+"""Branch sets: what is attached to a teacher's boundaries and gives the logits of branches."""
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from ..errors import SFTeacherError
+from ..split.boundaries import Boundary, Size
+from ..split.pairing import default_boundaries, pair_boundaries, pick_boundary
+from ..split.split_points import student_boundaries
+from ..split.tail_check import check_tails
+from ..split.tails import Tail
+from ..split.transforms import Transform
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BranchOutput:
+    """What a branch set returns: logits [B, K] by branch name, and loss terms of its own, already weighted."""
+    logits: dict[str, torch.Tensor]
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a branch set is built from.
+
+    Args:
+        teacher: All boundaries of the teacher, in order of depth.
+        chosen: Those that the user named, or None for the default.
+        students: Student models.
+        student_modules: For each student the boundaries that the user named (indices or module paths), or None.
+        input_size: (C, H, W).
+        num_classes: K.
+    """
+    teacher: Sequence[Boundary]
+    chosen: Sequence[Boundary] | None
+    students: Sequence[nn.Module]
+    student_modules: Sequence[Sequence[int | str] | None]
+    input_size: Size
+    num_classes: int
+
+
+class Branch(nn.Module):
+    """Transform and tail: a teacher's map [B, C, H, W] to a student's logits [B, K]."""
+
+    def __init__(self, teacher: Boundary, student: Boundary, tail: Tail, act: str) -> None:
+        super().__init__()
+        self.source, self.student, self.target = teacher, replace(student, cut=None), student.name
+        self.transform = Transform(teacher.layouts[0].channels, teacher.size, student.layouts, act)
+        self.tail = tail
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(*self.transform(x))
+
+    def __str__(self) -> str:
+        return f'{self.transform} -> tail of {type(self.tail.model).__name__}'
+
+
+class BranchSet(nn.Module):
+    """What every method attaches to a teacher. Subclasses set `boundaries` and return a `BranchOutput`."""
+    boundaries: list[Boundary]
+
+    def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
+        """Run the branches.
+
+        Args:
+            maps: The teacher's maps at `boundaries`, in that order.
+            teacher_logits: z_T [B, K].
+        """
+        raise NotImplementedError
+
+    def describe(self) -> list[str]:
+        """One line for each branch."""
+        raise NotImplementedError
+
+
+class StudentBranches(BranchSet):
+    """SFTN: at each pair of boundaries a transform and the tail of a student.
+
+    Args:
+        plan: Teacher boundaries and students.
+        shared: Whether the branches of one student share the weights of the layers they have in common; their
+            normalisation statistics stay their own.
+        act: See `Transform`.
+        detach: Whether the branches leave the teacher's features alone.
+    """
+
+    def __init__(self, plan: Plan, shared: bool = False, act: str = 'auto', detach: bool = False) -> None:
+        super().__init__()
+        self.detach = detach
+        if not plan.students:
+            raise SFTeacherError('SFTN needs a student: wrap(teacher, "resnet18"), a timm name or a module')
+        self.branches = nn.ModuleList()
+        self.names: list[str] = []
+        for index, (student, modules) in enumerate(zip(plan.students, plan.student_modules, strict=True)):
+            branches = _student_branches(plan, student, modules, act)
+            if shared:
+                _share([branch.tail for branch in branches])
+            label = f'{index}.' if len(plan.students) > 1 else ''
+            self.names += [f'{label}{b.source.name}-{b.target}' for b in branches]
+            self.branches.extend(branches)
+        twice = {name for name in self.names if self.names.count(name) > 1}
+        if twice:
+            raise SFTeacherError(f'`boundaries` pairs {", ".join(sorted(twice))} more than once: name each pair once')
+        order = [b for b in plan.teacher if any(b is branch.source for branch in self.branches)]
+        self.boundaries = order
+        self.sources = [next(i for i, b in enumerate(order) if b is branch.source) for branch in self.branches]
+
+    def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
+        maps = [m.detach() for m in maps] if self.detach else maps
+        logits = {name: branch(maps[source])
+                  for name, branch, source in zip(self.names, self.branches, self.sources, strict=True)}
+        return BranchOutput(logits)
+
+    def describe(self) -> list[str]:
+        return [f'{name}: {branch}' for name, branch in zip(self.names, self.branches, strict=True)]
+
+
+def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | str] | None, act: str) -> list[Branch]:
+    chosen = list(plan.chosen) if plan.chosen is not None else default_boundaries(plan.teacher)
+    if modules is None:
+        found, trace = student_boundaries(student, plan.input_size)
+        usable = default_boundaries(found)
+        if plan.chosen is not None and len(usable) < len(chosen):
+            usable = found
+            if len(usable) < len(chosen):
+                raise SFTeacherError(
+                    f'`boundaries` names {len(chosen)} of the teacher ({", ".join(b.name for b in chosen)}), but '
+                    f'student {type(student).__name__} can be cut at {len(found)} only '
+                    f'({", ".join(b.name for b in found)}): name fewer, or pairs with module paths of the student')
+        pairs = pair_boundaries(chosen, usable)
+    elif any(isinstance(m, int) for m in modules):
+        found, trace = student_boundaries(student, plan.input_size)
+        pairs = list(zip(chosen, [pick_boundary(found, m, student, 'student') for m in modules], strict=True))
+    else:
+        found, trace = student_boundaries(student, plan.input_size, [str(m) for m in modules])
+        pairs = list(zip(chosen, found, strict=True))
+    tails = [Tail(student, s.cut, trace) for _, s in pairs if s.cut]
+    if trace.logits[0].shape[-1] != plan.num_classes:
+        raise SFTeacherError(
+            f'student {type(student).__name__} has {trace.logits[0].shape[-1]} classes and the teacher '
+            f'{plan.num_classes}: build both with the same num_classes, e.g. wrap(..., num_classes={plan.num_classes})')
+    check_tails(trace, tails)
+    if not any(p.requires_grad for tail in tails for p in tail.parameters()):
+        _logger.warning('Student %s is frozen (requires_grad is off): of its branches only the transforms will be '
+                        'trained', type(student).__name__)
+    return [Branch(t, s, tail, act) for (t, s), tail in zip(pairs, tails, strict=True)]
+
+
+def _share(tails: list[Tail]) -> None:
+    """Let the tails of one student hold the same parameters wherever they have the same ones."""
+    owners: dict[str, nn.Parameter] = {}
+    for tail in tails:
+        for name, p in list(tail.model.named_parameters()):
+            if name in owners:
+                owner, _, leaf = name.rpartition('.')
+                setattr(tail.model.get_submodule(owner), leaf, owners[name])
+            else:
+                owners[name] = p

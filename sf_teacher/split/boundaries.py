@@ -1,0 +1,102 @@
+"""Which boundaries a model has: where a teacher is tapped, where a student can be cut, and which belong together."""
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import BoundaryError, SFTeacherError
+from .layouts import Layout
+from .trace import Cut
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The end of a stage.
+
+    Args:
+        name: Module path, or timm's name of the feature where that names no module.
+        index: Position in timm's ``feature_info``; None for a boundary given by module path.
+        layouts: Layout of each tensor that crosses the boundary; a teacher's is one map, NCHW.
+        depth: Share of the model's features up to and including this one, in (0, 1].
+        reduction: Height of the image over that of the map, as measured.
+        cut: For a student, what lies behind the boundary.
+        written: Whether the model overwrites the feature later, so that branches need a copy of it.
+    """
+    name: str
+    index: int | None
+    layouts: tuple[Layout, ...]
+    depth: float = math.nan
+    reduction: float = math.nan
+    cut: Cut | None = None
+    written: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return self.layouts[0].size
+
+    def __str__(self) -> str:
+        return f'{self.name} [{" & ".join(map(str, self.layouts))}]'
+
+
+def feature_info(model: nn.Module) -> list[dict[str, Any]]:
+    """timm's description of a model's features, as a list; empty for models that timm did not build."""
+    info = getattr(model, 'feature_info', None) or []
+    return list(getattr(info, 'info', info)) if hasattr(model, 'forward_intermediates') else []
+
+
+def feature_name(model: nn.Module, index: int) -> str:
+    """The module that timm names for a feature, or ``feature N`` where it names none."""
+    return feature_info(model)[index].get('module') or f'feature {index}'
+
+
+def depths(model: nn.Module) -> list[float]:
+    """Relative depth of each timm feature; features of one module (several streams) share it."""
+    modules = [f.get('module') or i for i, f in enumerate(feature_info(model))]
+    order = list(dict.fromkeys(modules))
+    return [(order.index(m) + 1) / len(order) for m in modules]
+
+
+def default_input_size(model: nn.Module, kwargs: dict[str, Any] | None = None) -> Size:
+    """The image size (C, H, W) a model was built for."""
+    size = tuple((getattr(model, 'pretrained_cfg', None) or {}).get('input_size') or ())
+    if not size:
+        raise SFTeacherError(f'the image size that {type(model).__name__} was made for is not known: give '
+                             f'input_size=(channels, height, width)')
+    image = (kwargs or {}).get('img_size') or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    height, width = (image, image) if isinstance(image, int) else image or size[1:]
+    return getattr(model, 'in_chans', size[0]), height, width
+
+
+def has_module(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def check_module(model: nn.Module, name: str) -> None:
+    """Raise BoundaryError with the names that exist, if a model has no module of this name."""
+    parent = ''
+    for part in name.split('.') if name else ['']:
+        children = [n for n, _ in model.get_submodule(parent).named_children()]
+        if part not in children:
+            raise BoundaryError(f'{type(model).__name__} has no module {name!r}: {parent or "it"} has '
+                                f'{", ".join(children) or "no submodules"}')
+        parent = f'{parent}.{part}'.lstrip('.')
+
+
+def no_features(model: nn.Module, role: str) -> str:
+    children = ', '.join(name for name, _ in model.named_children())
+    return (f'{role} {type(model).__name__} is no timm model, so its stages are not known: name modules in '
+            f'`boundaries`, as pairs (teacher module, student module). It has {children or "no submodules"}.')
+
+
+def refused_image(model: nn.Module, input_size: Size, error: Exception) -> str:
+    return (f'{type(model).__name__} does not run on one image of input_size={tuple(input_size)} '
+            f'({type(error).__name__}: {error}). Give what it was built for, (channels, height, width), as '
+            f'`input_size`, or build it for this (timm: img_size or in_chans in teacher_kwargs or student_kwargs).')

@@ -1,0 +1,87 @@
+"""Whether tails do what the student does: the student's logits for the student's own features, before any training."""
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import BoundaryError
+from .tails import Tail
+from .trace import Trace, calibrate, dummy_image, hooked, jittered, tensors, twin, weights_of
+
+
+def check_tails(trace: Trace, tails: list[Tail]) -> None:
+    """Check that tails give the student's logits for the student's own features.
+
+    The comparison runs at batch size 2 with jittered weights: many models start with a zero head or with logits that
+    hardly depend on the image, so that on fresh weights anything would pass. Equality to the bit in float32 ends it, at
+    the smallest image size that the model admits (down to a sixteenth of the cost); otherwise full size decides, in
+    float32 and then in float64.
+
+    Raises:
+        BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
+    """
+    for size in dict.fromkeys((_small_size(trace), trace.input_size)):
+        with suppress(Exception):   # not at this size or precision: the last comparison says what is wrong
+            at = trace if size == trace.input_size else Trace(trace.model, size, {m for t in tails for m in t.boundary})
+            return _compare(at, tails, torch.float32, rtol=0., sensitivity=1e-3)
+    _compare(trace, tails, torch.float64, rtol=1e-9, sensitivity=1e-6)
+
+
+def _small_size(trace: Trace) -> tuple[int, int, int]:
+    """A quarter, a third, half or all of the sides, at least 64 pixels: what the model admits, as tried on meta."""
+    channels, height, width = trace.input_size
+    on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(trace.model).items()}
+    model = twin(trace.model, on_meta)
+    for parts in (4, 3, 2):
+        size = (channels, height // parts, width // parts)
+        with suppress(Exception), torch.no_grad():
+            if min(size[1:]) >= 64:
+                model(dummy_image(model, size))
+                return size
+    return trace.input_size
+
+
+def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, sensitivity: float) -> None:
+    values = jittered(trace.model, dtype)
+    model, images = twin(trace.model, values), dummy_image(trace.model, trace.input_size, batch=2).to(dtype)
+    got: dict[str, list[torch.Tensor]] = {}
+
+    def capture(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        got[name] = [t.clone() for t in tensors(output)]
+
+    def differ(logits: torch.Tensor, share: float) -> bool:
+        return (logits[0] - logits[1]).abs().max().item() > share * logits.abs().max().item()
+
+    with torch.no_grad(), hooked(model, capture, {name for tail in tails for name in tail.boundary}):
+        expected = tensors(model(images))[0]
+        if not differ(expected, 1e-3):      # a deep fresh model drowns its input
+            calibrate(model, images)
+            values |= weights_of(model)
+            expected = tensors(model(images))[0]
+    if not differ(expected, sensitivity):
+        raise BoundaryError(f'{type(model).__name__} gives the same logits for different images, so that no tail can '
+                            f'be checked. Choose another module in `boundaries`.')
+    scale = expected.abs().max().item()
+    for tail in tails:
+        where = f'the tail of {type(model).__name__} after {", ".join(map(repr, tail.boundary))}'
+        own = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tail.named_buffers()}     # with its constants
+        own |= {n: values[n.removeprefix('model.')] for n, _ in tail.named_parameters()}
+        own |= {f'model.{n}': values[n] for n in tail.model.state_dict()}
+        features = tuple(got[name][i] for name, i in tail.features)
+        copied = twin(tail, own)
+        try:
+            if trace.input_size != tail.input_size:
+                copied.answer_as(trace.cut(tail.boundary), trace)
+                if copied.features != tail.features or copied.state_dict().keys() != tail.state_dict().keys():
+                    raise RuntimeError('another tail at another size')
+            with torch.no_grad():
+                logits = tensors(copied(*features))[0]
+        except Exception as error:
+            raise BoundaryError(f'{where} does not run ({type(error).__name__}: {error}). Choose another module in '
+                                f'`boundaries`.') from error
+        tail._slot.dense = copied._slot.dense
+        off = (logits - expected).abs().max().item() if logits.shape == expected.shape else float('inf')
+        if not off <= rtol * scale:
+            raise BoundaryError(f'{where} does not reproduce the logits: {off:.2g} off, with logits up to {scale:.2g}. '
+                                f'Choose another module in `boundaries`.')

@@ -1,0 +1,235 @@
+"""One recorded forward of a model: what each module returned, and what reaches the logits past a cut."""
+import contextlib
+import copy
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..errors import BoundaryError, SFTeacherError
+
+Model = TypeVar('Model', bound=nn.Module)
+
+
+def twin(model: Model, weights: dict[str, torch.Tensor] | None = None) -> Model:
+    """A copy of a model's modules, in eval mode and without forward hooks, that holds `weights` or shares the model's.
+
+    Whatever is tried on the twin (hooks, caches that a forward fills) leaves no trace on the model.
+
+    Raises:
+        SFTeacherError: The model cannot be copied.
+    """
+    memo: dict[int, Any] = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    if weights is not None:
+        memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
+        memo |= {id(b): weights[n] for n, b in model.named_buffers()}
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise SFTeacherError(f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove what '
+                             f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward.') from error
+    drop_hooks(copied)
+    return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
+
+
+def drop_hooks(copied: nn.Module) -> None:
+    """Remove what users hooked on the original; pre-hooks stay, because old-style weight norm is one."""
+    for module in copied.modules():
+        module._forward_hooks.clear()
+        module._backward_hooks.clear()
+
+
+@contextlib.contextmanager
+def hooked(model: nn.Module, hook: Any, names: Iterable[str] | None = None) -> Iterator[None]:
+    """Call ``hook(name, module, args, output)`` after every submodule (or those named), for the time of the context."""
+    handles = []
+    try:
+        for name in [n for n, _ in model.named_modules() if n] if names is None else names:
+            handles.append(model.get_submodule(name).register_forward_hook(functools.partial(hook, name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dummy_image(model: nn.Module, input_size: tuple[int, int, int], batch: int = 1) -> torch.Tensor:
+    """Noise of a fixed seed [batch, C, H, W], in the model's dtype and on its device; the global RNG stays as it is."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0), device='cpu')
+    return noise.to(device=like.device, dtype=like.dtype)
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, unsaved ones too, by name."""
+    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+
+
+def jittered(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights for a twin with which the logits depend on the image.
+
+    Fresh models hide errors: residual blocks that start as identities (a norm's zero weight, a small layer scale) and
+    heads that start at zero. Noise on vectors and on all-zero tensors is enough to wake them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values = {name: b.to(dtype) if b.is_floating_point() else b for name, b in model.named_buffers()}
+    shared: dict[int, torch.Tensor] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if id(p) not in shared:
+            shared[id(p)] = p.detach().to(dtype) if p.is_floating_point() else p.detach()
+            if p.is_floating_point() and (p.ndim <= 1 or not p.any()):
+                noise = torch.randn(p.shape, generator=generator, dtype=dtype, device='cpu')
+                shared[id(p)] = shared[id(p)] + 0.1 * noise.to(p.device)
+        values[name] = shared[id(p)]
+    return values
+
+
+def calibrate(copied: nn.Module, images: torch.Tensor) -> None:
+    """Give a twin's batch norms the statistics of `images`, without which a deep fresh model drowns its input."""
+    norms = [m for m in copied.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for m in norms:
+        for name in ('running_mean', 'running_var'):
+            setattr(m, name, getattr(m, name).clone())
+        m.training, m.momentum = True, 1.
+    with torch.no_grad():
+        copied(images)
+    for m in norms:
+        m.training = False
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors in what a module returned, in order."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a module returned in one call."""
+    output: Any             # detached; on meta what came from the image, but at a module that may become a boundary
+    nodes: tuple[Any, ...]  # autograd node of each tensor in the output, or None
+
+
+class Trace:
+    """A recorded forward of `model` on one dummy image, with the autograd graph kept (without the activations).
+
+    Each module named in `cuts` returns a clone, so that its output has an autograd node of its own even where the
+    module is an identity; a cut at the module is then a cut of the graph at that node.
+
+    Args:
+        model: Any module that maps an image [1, C, H, W] to logits.
+        input_size: (C, H, W) of the dummy image.
+        cuts: Names of the modules that may become a boundary.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int], cuts: Iterable[str]) -> None:
+        self.model, self.input_size = model, input_size
+        self.calls: dict[str, list[Call]] = defaultdict(list)
+        cuts = set(cuts)
+
+        def record(name: str, module: nn.Module, args: Any, output: Any) -> Any:
+            if name in cuts:
+                output = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) and t.requires_grad else t, output)
+
+            def kept(t: Any) -> Any:
+                if not isinstance(t, torch.Tensor):
+                    return t
+                shape_only = name not in cuts and self.is_from_image(t.grad_fn)
+                return t.detach().to('meta') if shape_only else t.detach()
+
+            self.calls[name].append(Call(tree_map(kept, output), tuple(t.grad_fn for t in tensors(output))))
+            return output if name in cuts else None
+
+        x = dummy_image(model, input_size).requires_grad_()
+        copied = twin(model, {name: t.detach() for name, t in weights_of(model).items()})
+        self._names = {id(p): name for name, p in copied.named_parameters()}
+        with torch.enable_grad(), _nothing_saved(), hooked(copied, record):
+            above: Any = x.view_as(x).grad_fn
+            self._image = above.next_functions[0][0]
+            self._from_image = {self._image: True}
+            self.logits = tensors(copied(x))
+        self._roots = [t.grad_fn for t in self.logits if t.grad_fn is not None]
+
+    def depends_on_image(self, call: Call) -> bool:
+        """Whether any tensor of the call was computed from the image."""
+        return any(map(self.is_from_image, call.nodes))
+
+    def is_from_image(self, node: Any) -> bool:
+        """Whether a tensor with this autograd node (None: without one) was computed from the image."""
+        stack = [] if node is None or node in self._from_image else [node]
+        while stack:
+            unknown = [parent for parent in _parents(stack[-1]) if parent not in self._from_image]
+            if not unknown:
+                known = stack.pop()
+                self._from_image[known] = any(self._from_image[parent] for parent in _parents(known))
+            stack += unknown
+        return self._from_image.get(node, False)
+
+    def cut(self, names: tuple[str, ...]) -> 'Cut':
+        """What reaches the logits when the outputs of the modules `names`, together, are replaced by a feature.
+
+        Raises:
+            BoundaryError: The modules are no cut of the model: called more than once or never, return no tensor that
+                depends on the image, or the image also reaches the logits around them.
+        """
+        where = f'{", ".join(map(repr, names))} of {type(self.model).__name__}'
+        stops: set[Any] = set()
+        for name in names:
+            calls = self.calls.get(name, [])
+            if len(calls) != 1:
+                raise BoundaryError(
+                    f'{where} cannot be a boundary: {name!r} is called {len(calls)} times in one forward, and a '
+                    f'boundary must be called exactly once. Choose another module in `boundaries`.')
+            if not self.depends_on_image(calls[0]):
+                raise BoundaryError(
+                    f'{where} cannot be a boundary: the output of {name!r} does not depend on the image. '
+                    f'Choose another module in `boundaries`.')
+            stops.update(filter(self.is_from_image, calls[0].nodes))
+        nodes = _reach(self._roots, stops)
+        if self._image in nodes:
+            raise BoundaryError(
+                f'{where} cannot be a boundary: the image also reaches the logits around it (a module inside a '
+                f'residual block, or one of several streams). Choose a module through which everything passes.')
+        if not stops & nodes:
+            raise BoundaryError(
+                f'{where} cannot be a boundary: the logits do not depend on it. Choose another module in `boundaries`.')
+        reached = {id(node.variable) for node in nodes if hasattr(node, 'variable')}
+        return Cut(names, {name for i, name in self._names.items() if i in reached}, nodes)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A valid boundary: the modules whose outputs it replaces, and what lies between it and the logits."""
+    modules: tuple[str, ...]
+    parameters: set[str]    # names of the parameters between the boundary and the logits
+    nodes: set[Any]         # autograd nodes between them, the boundary's own included
+
+    def features(self, call: Call) -> list[torch.Tensor]:
+        """Of what a boundary's module returned, the tensors that the logits need."""
+        return [t for t, node in zip(tensors(call.output), call.nodes, strict=True) if node in self.nodes]
+
+
+def _nothing_saved() -> Any:
+    """Autograd graphs without what a backward would need: gigabytes for a large student."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda nothing: nothing)
+
+
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def _reach(roots: Iterable[Any], stops: Iterable[Any]) -> set[Any]:
+    """Autograd nodes reached from `roots` without going past any of `stops` (which are included)."""
+    seen: set[Any] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            if node not in stops:
+                stack.extend(_parents(node))
+    return seen

@@ -1,0 +1,24 @@
+"""The optional training loop behind `sf-teacher train` and `distill`: settings, data, loop, run folder.
+
+No method and no model knowledge: what is trained is any `timm.task.TrainingTask`. Names are imported when first asked
+for, so that the command line can read the settings without importing torch.
+"""
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .components import criterion, evaluate
+    from .fitting import fit
+    from .interruption import Interrupted
+    from .settings import TrainConfig
+
+__all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
+
+_MODULES = {'Interrupted': 'interruption', 'TrainConfig': 'settings', 'criterion': 'components',
+            'evaluate': 'components', 'fit': 'fitting'}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'.{_MODULES[name]}', __name__), name)

@@ -1,0 +1,119 @@
+"""What the loop is made of, apart from the loop: models, optimizer, mixing and evaluation of a task."""
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from timm.data import Mixup
+from timm.loss import create_classification_loss
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.task import TrainingTask, evaluation_sample_limit
+from torch import nn
+
+from ..errors import SFTeacherError
+from .settings import TrainConfig
+
+
+def trainable(task: TrainingTask, ema: bool = False) -> nn.Module:
+    """What a task trains."""
+    return cast(nn.Module, task.get_trainable_module(ema=ema))
+
+
+def eval_model(task: TrainingTask, ema: bool = False) -> nn.Module:
+    """What a task hands out for evaluation and export."""
+    return cast(nn.Module, task.get_eval_model(ema=ema))
+
+
+@torch.inference_mode()
+def evaluate(
+        task: TrainingTask,
+        loader: Iterable,
+        ema: bool = False,
+        autocast: Callable[[], Any] = nullcontext,
+        channels_last: bool = False,
+) -> dict[str, float]:
+    """Loss, top-1 and top-5 in percent of the model that the task hands out for evaluation, over all processes."""
+    model = eval_model(task, ema).eval()
+    evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    for images, target in loader:
+        images, target = delivered(images, target, task.device, channels_last)
+        with autocast():
+            output = model(images)
+        evaluator.update(output, target)
+    return dict(evaluator.compute(distributed=dist.is_initialized()))
+
+
+def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer of this name, over what the task trains, in the task's own groups if it has any."""
+    groups = getattr(task, 'parameter_groups', None)
+    parameters = trainable(task) if groups is None else groups(config.lr, config.weight_decay)
+    try:
+        optimizer = create_optimizer_v2(parameters, **optimizer_kwargs(config))
+    except ValueError as error:
+        close = difflib.get_close_matches(config.opt.lower(), [str(name) for name in list_optimizers()], 3)
+        raise SFTeacherError(f'timm has no optimizer {config.opt!r}' + (f'; like it: {", ".join(close)}' if close else
+                             '; timm.optim.list_optimizers() lists them') + f' ({error})') from error
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise SFTeacherError(f'optimizer {config.opt!r} cannot be used here ({type(error).__name__}: {error}): choose '
+                             f'another') from error
+    if groups is not None and config.sched != 'none':
+        for group in optimizer.param_groups:    # timm's schedules scale warmup_lr and min_lr by this too
+            group['lr_scale'], group['lr'] = group['lr'] / config.lr, config.lr
+    return optimizer
+
+
+def criterion(config: TrainConfig) -> nn.Module:
+    """The task loss that `smoothing`, `mixup` and `cutmix` ask for, which mix and smooth targets themselves."""
+    return create_classification_loss(smoothing=config.smoothing, soft_targets=config.mixes)
+
+
+def check_smoothing(task: TrainingTask, config: TrainConfig) -> None:
+    """Refuse label smoothing that would have no effect: it is the task's loss that smooths, or mixup."""
+    loss = getattr(task, 'criterion', None)
+    found = [getattr(loss, name, None) for name in ('smoothing', 'label_smoothing')]
+    if config.smoothing and not config.mixes and config.smoothing not in found:
+        raise SFTeacherError(f'smoothing={config.smoothing:g} has no effect, as the loss of the task '
+                             f'({type(loss).__name__}) does not smooth by it: set task.criterion = '
+                             f'sf_teacher.training.criterion(config) or leave it at 0')
+
+
+def create_mixup(task: TrainingTask, config: TrainConfig) -> Mixup:
+    """timm's mixup and cutmix."""
+    num_classes = getattr(task, 'num_classes', None) or getattr(eval_model(task), 'num_classes', None)
+    if num_classes is None:
+        raise SFTeacherError('mixup and cutmix need the number of classes, which neither the task nor its model has '
+                             'as `num_classes`: set it, or leave mixup and cutmix at 0')
+    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=num_classes)
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell a loader, its dataset and its sampler which epoch comes."""
+    for part in (loader, getattr(loader, 'dataset', None), getattr(loader, 'sampler', None)):
+        if part is not None and hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
+
+
+def delivered(
+        images: torch.Tensor,
+        target: torch.Tensor,
+        device: torch.device,
+        channels_last: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch on the device, in the memory layout asked for."""
+    images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images, target
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in MiB: of this device since its statistics were reset, or of this process on the CPU."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    import resource  # not on Windows
+
+    unit = 2 ** 20 if sys.platform == 'darwin' else 2 ** 10      # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,136 @@
+"""What stops a run: a signal, or a loss that is not finite, on this process or on another."""
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.task import TrainingTask
+from torch import nn
+
+from ..errors import SFTeacherError
+
+
+@dataclass
+class World:
+    """This process among those that train together."""
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> World:
+        """As torch.distributed was initialised."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped a run; what it needs to continue has been saved."""
+
+    def __init__(self, signum: int, epoch: int) -> None:
+        super().__init__(f'stopped by {signal.Signals(signum).name} in epoch {epoch + 1}; {epoch} complete epochs are '
+                         f'saved')
+        self.signum = signum
+
+
+class Stop:
+    """The signal that asked for an end, 0 for none."""
+    signum = 0
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:
+            raise KeyboardInterrupt     # asked twice: now
+        self.signum = signum
+
+
+@contextmanager
+def signals() -> Iterator[Stop]:
+    """Let Ctrl-C and SIGTERM be seen at the next step instead of anywhere."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():      # only the main thread may handle signals
+        yield stop
+        return
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Guard:
+    """Stops every process of a run for one reason.
+
+    Args:
+        world: This process among the others.
+        stop: The signal, if any.
+        kept: Where the last good checkpoint is, or an empty string.
+    """
+
+    def __init__(self, world: World, stop: Stop, kept: str) -> None:
+        self.world, self.stop, self.kept = world, stop, kept
+
+    def check(self, epoch: int, batch: int, result: dict[str, Any], inputs: torch.Tensor) -> None:
+        """Called between the forward and the step of each batch.
+
+        Raises:
+            SFTeacherError: The loss of some process is not finite; names the process, the term and the branch.
+            Interrupted: Some process got a signal.
+        """
+        bad, signum = not math.isfinite(result['loss'].item()), self.stop.signum
+        anywhere = bad
+        if self.world.size > 1:
+            flags = torch.tensor([int(bad), signum], device=inputs.device)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+            anywhere, signum = flags.tolist()
+        if anywhere:
+            reasons = self._gathered(_not_finite(result, inputs) if bad else '')
+            where = '; '.join(f'process {i}: {r}' if self.world.size > 1 else r for i, r in enumerate(reasons) if r)
+            raise SFTeacherError(f'the loss is not finite in epoch {epoch + 1}, batch {batch + 1}: {where}. '
+                                 + self._advice(epoch))
+        if signum:
+            raise Interrupted(signum, epoch)
+
+    def check_weights(self, epoch: int, module: nn.Module) -> None:
+        """Never save weights that are not finite: a loss that was finite may have made them so in the last step."""
+        for name, value in module.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise SFTeacherError(f'{name} is not finite after epoch {epoch + 1}. ' + self._advice(epoch))
+
+    def _gathered(self, reason: str) -> list[str]:
+        if self.world.size == 1:
+            return [reason]
+        reasons: list[Any] = [None] * self.world.size
+        dist.all_gather_object(reasons, reason)
+        return reasons
+
+    def _advice(self, epoch: int) -> str:
+        kept = f'The checkpoint after {epoch} epochs is kept in {self.kept}. ' if self.kept else ''
+        return (f'Nothing was saved with it. {kept}Try another run with a lower lr, clip_grad=1, or '
+                f'amp_dtype=bfloat16 where amp is on')
+
+
+def check_batch_norm(task: TrainingTask, loader: Any) -> None:
+    batch_size = getattr(loader, 'batch_size', None) or getattr(getattr(loader, 'loader', None), 'batch_size', None)
+    if batch_size != 1:
+        return
+    for name, module in task.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise SFTeacherError(f'batch_size=1 does not go with batch norm ({name}), whose statistics would be those '
+                                 f'of one image: choose at least 2, better 32')
+
+
+def _not_finite(result: dict[str, Any], inputs: torch.Tensor) -> str:
+    """Which part of a result is not finite, the images first since everything follows from them."""
+    if not inputs.isfinite().all():
+        return 'the images hold values that are not finite (their decoding, mean or std?)'
+    tensors = {**result, **{f'logits of branch {k}': v for k, v in (result.get('branch_output') or {}).items()}}
+    names = [f'{name} is {value.item():g}' if value.ndim == 0 else f'{name} has values that are not finite'
+             for name, value in tensors.items() if isinstance(value, torch.Tensor) and not value.isfinite().all()]
+    return ', '.join(names)

@@ -1,0 +1,228 @@
+"""The loop: what is built once for a run, its epochs, its steps, its checkpoints."""
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.task import TrainingTask
+from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
+
+from ..errors import SFTeacherError
+from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
+from .interruption import Guard, Stop, World
+from .progress import Average, Progress, summary_line, watched
+from .run_folder import RunFolder, random_state, set_random_state
+from .settings import TrainConfig
+
+_logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class Loop:
+    """A run: what is built once, and the epochs."""
+
+    def __init__(
+            self,
+            task: TrainingTask,
+            train_loader: Any,
+            eval_loader: Any,
+            config: TrainConfig,
+            world: World,
+            folder: RunFolder | None,
+            stop: Stop,
+    ) -> None:
+        self.task, self.config, self.world, self.folder = task, config, world, folder
+        self.guard = Guard(world, stop, config.output)
+        self.train_loader, self.eval_loader, self.device = train_loader, eval_loader, task.device
+        self.rows: list[Row] = []
+        self.start, self.best = 0, None     # type: tuple[int, Row | None]
+        self.updates = math.ceil(len(train_loader) / config.grad_accum_steps)
+        self.mixup = create_mixup(task, config) if config.mixes else None
+        if config.channels_last:
+            task.to(memory_format=torch.channels_last)
+        if config.sync_bn:
+            if self.device.type == 'cpu':
+                raise SFTeacherError('sync_bn works between GPUs only: leave it out on the CPU')
+            task.trainable_module = convert_sync_batchnorm(trainable(task))
+        amp = config.amp
+        self.autocast: Callable[[], Any] = partial(
+            torch.autocast, self.device.type, getattr(torch, config.amp_dtype)) if amp else nullcontext
+        self.scaler = NativeScaler('cuda') if amp and config.amp_dtype == 'float16' and self.device.type == 'cuda' \
+            else None
+        self.optimizer = create_optimizer(task, config)
+        try:
+            self.scheduler, self.epochs = create_scheduler_v2(
+                self.optimizer, **scheduler_kwargs(config), updates_per_epoch=self.updates)
+        except ValueError as error:
+            raise SFTeacherError(f'sched={config.sched}: {error}') from error
+        if config.model_ema:
+            task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+        random_seed(config.seed, world.rank)
+        if config.resume and folder is not None:
+            self._load(folder.load())
+        if config.torchcompile:
+            if config.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):     # of tests too
+                raise SFTeacherError(f'torchcompile={config.torchcompile!r} is no backend of torch.compile here: give '
+                                     f'one of {", ".join(torch._dynamo.list_backends())}')
+            task.compile(backend=config.torchcompile)
+            if config.model_ema:
+                task.compile_ema(backend=config.torchcompile)
+        if world.size > 1:
+            task.prepare_distributed(device_ids=[self.device] if self.device.type == 'cuda' else None)
+        self.clip = list(task.get_clip_parameters('agc' in config.clip_mode)) if config.clip_grad is not None else []
+
+    def run(self, on_epoch: Callable[[Row], None] | None) -> list[Row]:
+        """Train the epochs that are left."""
+        progress = Progress(self.epochs, self.updates, self.config.log_interval) if self.world.rank == 0 else None
+        writer = self._tensorboard()
+        if not self.rows:
+            self._save(0)       # finds a full disk before the first step; any moment from now on can be resumed
+        for epoch in range(self.start, self.epochs):
+            row = self._epoch(epoch, progress)
+            self.rows.append(row)
+            if self.scheduler is not None:
+                self.scheduler.step(epoch + 1)
+            self._save(epoch + 1)
+            if progress is not None:
+                progress.line(summary_line(row, self.epochs))
+            if writer is not None:
+                for name, value in row.items():
+                    writer.add_scalar(name.replace('_', '/', 1), value, epoch)
+                writer.flush()
+            if on_epoch is not None and self.world.rank == 0:
+                on_epoch(row)
+        return self.rows
+
+    def _epoch(self, epoch: int, progress: Progress | None) -> Row:
+        """Train and evaluate one epoch; its row."""
+        set_epoch(self.train_loader, epoch)
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(self.device)
+        began = time.perf_counter()
+        average, images = self.train_epoch(epoch, progress)
+        train = average.compute(self.world.size > 1)
+        seconds = time.perf_counter() - began
+        if self.world.size > 1:
+            distribute_bn(trainable(self.task), self.world.size, reduce=True)
+            if self.config.model_ema:
+                distribute_bn(trainable(self.task, ema=True), self.world.size, reduce=True)
+        self.guard.check_weights(epoch, trainable(self.task))
+        row: Row = {'epoch': epoch, **{f'train_{k}': v for k, v in train.items()}}
+        if self.eval_loader is not None:
+            metrics = evaluate(self.task, self.eval_loader, self.config.model_ema, self.autocast,
+                               self.config.channels_last)
+            row |= {f'eval_{k}': v for k, v in metrics.items()}
+            if self.best is None or row['eval_top1'] > self.best['eval_top1']:
+                self.best = {'epoch': epoch, 'eval_top1': row['eval_top1']}
+        return row | {'lr': self.optimizer.param_groups[0]['lr'], 'images_per_second': images / seconds,
+                      'seconds': seconds, 'memory_mb': peak_memory(self.device)}
+
+    def train_epoch(self, epoch: int, progress: Progress | None) -> tuple[Average, int]:
+        """One pass over the training images: the averages of everything watched, and the number of images."""
+        trainable(self.task).train()
+        steps, batches = self.config.grad_accum_steps, len(self.train_loader)
+        average, images, began = Average(), 0, time.perf_counter()
+        self.optimizer.zero_grad()
+        for batch, (inputs, target) in enumerate(self.train_loader):
+            group = batch // steps      # the last group may be smaller
+            in_group = min(steps, batches - group * steps)
+            last = batch + 1 == min((group + 1) * steps, batches)
+            inputs, target = delivered(inputs, target, self.device, self.config.channels_last)
+            if self.mixup is not None:
+                if len(inputs) % 2:
+                    raise SFTeacherError(f'mixup and cutmix pair the images of a batch, and batch {batch + 1} has '
+                                         f'{len(inputs)}: use an even batch_size and drop_last=True')
+                inputs, target = self.mixup(inputs, target)
+            with nullcontext() if last else self.task.no_sync():
+                with self.autocast():
+                    result = self.task(inputs, target)
+                self.guard.check(epoch, batch, result, inputs)
+                self._step(result['loss'] / in_group if in_group > 1 else result['loss'], last)
+            average.update(watched(result, target), len(inputs))
+            images += len(inputs) * self.world.size
+            if not last:
+                continue
+            update = group + 1
+            self.task.update_ema(step=epoch * self.updates + update)
+            if self.scheduler is not None:
+                self.scheduler.step_update(epoch * self.updates + update)
+            if progress is not None and progress.due(update):
+                speed = images / (time.perf_counter() - began)
+                progress.show(epoch, update, average.compute()['loss'], self.optimizer.param_groups[0]['lr'], speed)
+        if hasattr(self.optimizer, 'sync_lookahead'):
+            self.optimizer.sync_lookahead()
+        return average, images
+
+    def _step(self, loss: torch.Tensor, last: bool) -> None:
+        """Backward, and the optimizer's step where the batch is the last of its group."""
+        if self.scaler is not None:
+            self.scaler(loss, self.optimizer, clip_grad=self.config.clip_grad, clip_mode=self.config.clip_mode,
+                        parameters=self.clip, need_update=last)
+        else:
+            loss.backward(create_graph=getattr(self.optimizer, 'is_second_order', False))
+            if last:
+                if self.config.clip_grad is not None:
+                    dispatch_clip_grad(self.clip, self.config.clip_grad, mode=self.config.clip_mode)
+                self.optimizer.step()
+        if last:
+            self.optimizer.zero_grad()
+
+    def _save(self, epoch: int) -> None:
+        if self.folder is None:
+            return
+        rng = [random_state(self.device)]
+        if self.world.size > 1:
+            rng = [{} for _ in range(self.world.size)]
+            dist.all_gather_object(rng, random_state(self.device))
+        if self.world.rank == 0:
+            state = {
+                'epoch': epoch, 'optimizer': self.optimizer.state_dict(), 'rng': rng, 'rows': self.rows,
+                'best': self.best, **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True)}
+            if self.scaler is not None:
+                state['scaler'] = self.scaler.state_dict()
+            self.folder.save(state, epoch)
+            self.folder.write_summary(self.rows)
+
+    def _load(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            _logger.warning('nothing to resume in %s: starting anew', self.config.output)
+            return
+        if len(state['rng']) != self.world.size:
+            raise SFTeacherError(f'the run in {self.config.output} was trained by {len(state["rng"])} processes and '
+                                 f'this is {self.world.size}: resume it with as many')
+        try:
+            self.task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
+            if self.config.model_ema:
+                self.task.load_checkpoint_state(state['state_dict_ema'], state.get('task_state_ema'), ema=True)
+            self.optimizer.load_state_dict(state['optimizer'])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise SFTeacherError(f'the checkpoint in {self.config.output} is that of another model or optimizer: '
+                                 f'{str(error)[:300]}') from error
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state['scaler'])
+        self.start, self.rows, self.best = state['epoch'], state['rows'], state['best']
+        set_random_state(state['rng'][self.world.rank], self.device)
+        if self.folder is not None and self.world.rank == 0:
+            self.folder.write_summary(self.rows)
+            _logger.info('resumed %s after %d epochs', self.config.output, self.start)
+
+    def _tensorboard(self) -> Any:
+        if not self.config.tensorboard or self.world.rank != 0 or not self.config.output:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise SFTeacherError('tensorboard=True needs tensorboard: pip install tensorboard, or leave it out '
+                                 '(summary.csv has the same numbers)') from error
+        return SummaryWriter(self.config.output, purge_step=self.start)

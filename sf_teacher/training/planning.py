@@ -1,0 +1,200 @@
+"""From settings to a run that is ready to start: everything built, everything checked, nothing written."""
+from __future__ import annotations
+
+import difflib
+import logging
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from timm.data import resolve_data_config
+from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
+from timm.utils import random_seed
+from torch import nn
+
+from ..errors import SFTeacherError
+from ..factory import create_model, wrap
+from ..kd_task import StudentFriendlyKDTask
+from ..methods import METHODS, Method, make_method
+from ..split.boundaries import default_input_size
+from .components import criterion
+from .data import Data, create_loaders, flip_probability, load_data
+from .interruption import World
+from .loading import check_forward, init_device, load_teacher
+from .settings import StudentRun, TeacherRun, parse_boundaries
+
+_logger = logging.getLogger(__name__)
+
+RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
+DIGITS_SIZE = (3, 32, 32)
+STANDARD = 'none'
+KD_SETTINGS = ('kd', 'kd_temperature', 'simplifier_lr', 'task_loss_weight', 'distill_loss_weight')
+
+
+@dataclass
+class Plan:
+    """A run that is ready to start: everything has been built and checked."""
+    config: Any
+    task: TrainingTask
+    train_loader: Any
+    eval_loader: Any
+    data_config: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
+    """Build and check everything that `train_teacher` needs."""
+    if not config.teacher:
+        raise SFTeacherError('no teacher: give the timm name of one, e.g. resnet50')
+    method, device = _method(config), init_device(config.device)
+    size = _input_size(config)
+    data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
+    random_seed(config.seed)
+    task: TrainingTask
+    if method is None:
+        kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
+        model = create_model(config.teacher, 'teacher', data.num_classes, size, kwargs).to(device)
+        task = ClassificationTask(model, criterion(config), device=device, verbose=False)
+    else:
+        task = wrap(config.teacher, list(config.student), method=method, num_classes=data.num_classes,
+                    boundaries=parse_boundaries(config.boundaries), input_size=size,
+                    pretrained=config.pretrained or None, teacher_kwargs=config.model_kwargs,
+                    student_kwargs=config.student_kwargs).to(device)
+        task.criterion = criterion(config)
+        model, size = task.teacher, task.input_size
+    metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
+    return _plan(config, data, task, model, size, device, metadata)
+
+
+def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
+    """Build and check everything that `distill` needs."""
+    if not config.student:
+        raise SFTeacherError('no student: give the timm name of one, e.g. student=resnet18')
+    if config.kd not in KD:
+        raise SFTeacherError(f'kd={config.kd!r} must be one of {", ".join(KD)}')
+    if (idle := config.given(*KD_SETTINGS)) and not config.teacher:
+        raise SFTeacherError(f'{", ".join(idle)}: without a teacher the student learns alone, and this has no effect: '
+                             f'leave it out, or give a teacher')
+    if config.kd == 'plain' and config.given('simplifier_lr'):
+        raise SFTeacherError(f'simplifier_lr={config.simplifier_lr:g} has no effect with kd=plain: give '
+                             f'kd=student_friendly, or leave it out')
+    device, size = init_device(config.device), _input_size(config)
+    teacher = load_teacher(config.teacher).to(device) if config.teacher else None
+    if teacher is not None:
+        expected = resolve_data_config({}, model=teacher)
+        size = config.input_size or expected['input_size']
+        if tuple(size) != tuple(expected['input_size']):
+            _logger.warning('the teacher in %s was exported for images of %s and gets %s in this run', config.teacher,
+                            tuple(expected['input_size']), tuple(size))
+        config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']),
+                         interpolation=config.interpolation or expected['interpolation'],
+                         crop_pct=config.crop_pct or expected['crop_pct'])
+    data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
+    if teacher is not None and teacher.num_classes != data.num_classes:
+        raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
+                             f'{data.num_classes}: give the data that it was trained on')
+    random_seed(config.seed)
+    kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
+    student = create_model(config.student, 'student', data.num_classes, size, kwargs).to(device)
+    loss = criterion(config)
+    if teacher is None:
+        task: TrainingTask = ClassificationTask(student, loss, device=device, verbose=False)
+    else:
+        check_forward(teacher, 'teacher', size, data.num_classes, device)
+        _say(student, mean=config.mean, std=config.std, crop_mode=expected['crop_mode'])
+        task = KD[config.kd](student, teacher, loss, config, device)
+    metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
+                'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
+                'teacher': config.teacher or 'none'}
+    return _plan(config, data, task, student, size, device, metadata)
+
+
+def _plain(student: nn.Module, teacher: nn.Module, loss: nn.Module, config: StudentRun, device: torch.device) \
+        -> TrainingTask:
+    return LogitDistillationTask(
+        student, teacher, loss, distill_loss_weight=config.distill_loss_weight,
+        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, device=device, verbose=False)
+
+
+def _student_friendly(
+        student: nn.Module,
+        teacher: nn.Module,
+        loss: nn.Module,
+        config: StudentRun,
+        device: torch.device,
+) -> TrainingTask:
+    return StudentFriendlyKDTask(
+        student, teacher, criterion=loss, distill_loss_weight=config.distill_loss_weight,
+        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, simplifier_lr=config.simplifier_lr,
+        device=device, verbose=False)
+
+
+KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.device], TrainingTask]] = {
+    'plain': _plain, 'student_friendly': _student_friendly}
+
+
+def _plan(
+        config: Any,
+        data: Data,
+        task: TrainingTask,
+        model: nn.Module,
+        size: Any,
+        device: torch.device,
+        metadata: dict[str, Any],
+) -> Plan:
+    asked = {'input_size': size or default_input_size(model, config.model_kwargs), 'mean': config.mean,
+             'std': config.std, 'interpolation': config.interpolation, 'crop_pct': config.crop_pct}
+    channels = asked['input_size'][0]
+    for name in ('mean', 'std'):
+        if asked[name] is not None and len(asked[name]) not in (1, channels):
+            raise SFTeacherError(f'{name}={asked[name]} has {len(asked[name])} values for {channels} channels')
+    data_config = resolve_data_config(asked, model=model)
+    for name in ('mean', 'std'):    # the model's own are of colour images
+        if len(data_config[name]) != channels:
+            data_config[name] = (statistics.fmean(data_config[name]),) * channels
+    _say(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'])
+    check_forward(model, 'model', data_config['input_size'], data.num_classes, device)
+    config = replace(config, num_classes=data.num_classes, hflip=flip_probability(config),
+                     **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})
+    world = World.current()
+    loaders = create_loaders(data, config, config, data_config, device, world.rank, world.size)
+    metadata |= {'data': config.data or config.dataset, 'seed': config.seed, 'epochs': config.epochs,
+                 'settings': _chosen(config)}
+    return Plan(config, task, *loaders, data_config, metadata)
+
+
+def _say(model: nn.Module, **facts: Any) -> None:
+    """Let the model say how images are brought to it: timm's tasks and the export read it there."""
+    vars(model)['pretrained_cfg'] = {**(getattr(model, 'pretrained_cfg', None) or {}), **facts}
+
+
+def _method(config: TeacherRun) -> Method | None:
+    name = config.method.lower()
+    if name == STANDARD:
+        given = [n for n in ('student', 'method_kwargs', 'boundaries', 'student_kwargs') if getattr(config, n)]
+        if given:
+            raise SFTeacherError(f'method={STANDARD!r} trains a standard teacher, without branches: leave out '
+                                 f'{", ".join(given)}')
+        return None
+    if name not in METHODS:
+        known = [*METHODS, STANDARD]
+        close = difflib.get_close_matches(name, known, 1)
+        raise SFTeacherError(f'unknown method {config.method!r}' + (f', perhaps {close[0]!r}' if close else '')
+                             + f': give one of {", ".join(known)} ({STANDARD}: a standard teacher)')
+    if METHODS[name].takes_students and not config.student:
+        raise SFTeacherError(f'method={name!r} needs a student: give the timm name of one, e.g. student=resnet18 '
+                             f'(--student resnet18), or method={STANDARD!r} for a standard teacher')
+    return make_method(name, config.method_kwargs)
+
+
+def _input_size(config: RunConfig) -> Any:
+    return config.input_size or (DIGITS_SIZE if config.data == 'digits' else None)
+
+
+def _chosen(config: Any) -> dict[str, Any]:
+    """The settings that are not the defaults, without where and how they were run."""
+    default = asdict(type(config)())
+    return {f.name: getattr(config, f.name) for f in fields(config)
+            if getattr(config, f.name) != default[f.name] and not f.metadata['free']}

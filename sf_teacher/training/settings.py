@@ -1,0 +1,176 @@
+"""Settings of a run; flags and YAML come from them. Names and meanings are those of timm's train script wherever it has
+them.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SFTeacherError
+from ..validation import Checked, option
+
+SIMPLIFIER_LR = 0.0005
+_NEEDS = {'amp_dtype': 'amp', 'model_ema_decay': 'model_ema', 'model_ema_warmup': 'model_ema', 'clip_mode': 'clip_grad'}
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """The loop: how long, with which optimizer and schedule, in which precision, and what is written where."""
+    output: str = option('', 'folder of the run: config.yaml, summary.csv, checkpoints, the exported model', free=True)
+    resume: bool = option(False, 'continue the run in --output from its newest complete checkpoint', free=True)
+    seed: int = option(42, 'seed of weights, sampler and augmentation', low=0, high=2 ** 31 - 1)
+    device: str = option('', 'cpu, cuda, mps ... (default: cuda where there is one, else cpu)', free=True)
+    epochs: int = option(100, 'epochs to train', low=1)
+    opt: str = option('sgd', "optimizer, any of timm's")
+    lr: float = option(0.05, 'learning rate', above=0, high=100)
+    momentum: float = option(0.9, 'momentum', low=0, high=1)
+    weight_decay: float = option(5e-4, 'weight decay', low=0, high=10)
+    sched: str = option('cosine', 'schedule of the learning rate',
+                        choices=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
+    sched_on_updates: bool = option(False, 'change the learning rate at every update, not every epoch')
+    warmup_epochs: int = option(0, 'epochs of linear warm-up, counted within --epochs', low=0)
+    warmup_lr: float = option(1e-5, 'learning rate at the start of the warm-up', low=0, high=100)
+    min_lr: float = option(0., 'lowest learning rate of the schedule', low=0, high=100)
+    decay_milestones: tuple[int, ...] = option((150, 180, 210), 'epochs at which multistep decays', low=1)
+    decay_epochs: float = option(30., 'epochs between decays (step), or length of the decay (wsd, rsqrt)', above=0)
+    decay_rate: float = option(0.1, 'factor of a decay', above=0, high=10)
+    clip_grad: float | None = option(None, 'clip gradients to this (default: no clipping)', above=0)
+    clip_mode: str = option('norm', 'how gradients are clipped', choices=('norm', 'value', 'agc'))
+    grad_accum_steps: int = option(1, 'batches for one update', low=1)
+    smoothing: float = option(0., 'label smoothing', low=0, high=0.99)
+    mixup: float = option(0., 'alpha of mixup (0: none)', low=0)
+    cutmix: float = option(0., 'alpha of cutmix (0: none)', low=0)
+    amp: bool = option(False, 'mixed precision')
+    amp_dtype: str = option('float16', 'lower precision of --amp', choices=('float16', 'bfloat16'))
+    channels_last: bool = option(False, 'channels_last memory layout')
+    torchcompile: str = option('', 'compile with this backend, e.g. inductor')
+    model_ema: bool = option(False, 'keep a moving average of the weights; it is what is evaluated and exported')
+    model_ema_decay: float = option(0.9998, 'its decay', above=0, high=0.999999)
+    model_ema_warmup: bool = option(False, 'let its decay grow from small values')
+    sync_bn: bool = option(False, 'synchronise batch norm between GPUs')
+    log_interval: int = option(50, 'updates between lines of progress outside of a terminal', low=1, free=True)
+    tensorboard: bool = option(False, 'write TensorBoard files into --output too', free=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            raise SFTeacherError(f'warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}: the '
+                                 f'warm-up counts within the epochs; make it shorter or train longer')
+        for name, needed in _NEEDS.items():
+            if self.given(name) and not getattr(self, needed):
+                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect without {needed}: give {needed}, '
+                                     f'or leave it out')
+        if self.sched == 'multistep' and min(self.decay_milestones, default=self.epochs) >= self.epochs:
+            raise SFTeacherError(f'decay_milestones={self.decay_milestones}: none is within epochs={self.epochs}, so '
+                                 f'the learning rate would never fall; give earlier ones')
+        if self.min_lr > self.lr:
+            raise SFTeacherError(f'min_lr={self.min_lr:g} is above lr={self.lr:g}: the schedule goes down to min_lr')
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are soft."""
+        return bool(self.mixup or self.cutmix)
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """The images: where they are, how they are brought to the network."""
+    data: str = option('', "'digits', or the folder or .tar that timm.data.create_dataset reads")
+    dataset: str = option('', "timm's dataset name, e.g. torch/cifar100, hfds/cifar100 (default: folders or tars)")
+    train_split: str = option('train', 'training split, or the folder or .tar of that name in --data')
+    val_split: str = option('validation', 'validation split; val, valid, eval, test are tried too')
+    dataset_download: bool = option(False, 'let torch/* datasets download themselves', free=True)
+    class_map: str = option('', "file that maps class names to indices, as timm's")
+    num_classes: int | None = option(None, 'classes (default: those of the data)', low=2)
+    batch_size: int = option(128, 'images in a batch, on each process', low=1)
+    validation_batch_size: int | None = option(None, 'the same for validation (default: --batch-size)', low=1)
+    input_size: tuple[int, ...] | None = option(None, 'C H W (default: what the model was made for)', low=1)
+    mean: tuple[float, ...] | None = option(None, "mean of the pixels (default: the model's)")
+    std: tuple[float, ...] | None = option(None, "standard deviation of the pixels (default: the model's)", above=0)
+    interpolation: str | None = option(
+        None, "how images are resized (default: the model's; a student's: its teacher's)",
+        choices=('bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos'))
+    crop_pct: float | None = option(
+        None, 'without --in-memory: part of a resized image that validation sees (default: the same)', above=0, high=1)
+    in_memory: bool = option(False, 'decode all images once; crop and flip batches on the device (small images)')
+    crop_padding: int = option(4, 'with --in-memory: pixels of padding for the random crop (0: no crop)', low=0)
+    hflip: float | None = option(None, 'probability of a flip (default: 0.5; digits: 0)', low=0, high=1)
+    scale: tuple[float, ...] = option((0.08, 1.), 'without --in-memory: area of the random crop', above=0, high=1)
+    color_jitter: float = option(0.4, 'without --in-memory: colour jitter', low=0)
+    aa: str = option('', "without --in-memory: timm's AutoAugment policy, e.g. rand-m9-mstd0.5")
+    reprob: float = option(0., 'without --in-memory: probability of random erasing', low=0, high=1)
+    no_aug: bool = option(False, 'no augmentation at all')
+    workers: int = option(4, 'without --in-memory: loading processes', low=0, free=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_size is not None and len(self.input_size) != 3:
+            raise SFTeacherError(f'input_size={self.input_size} must be three numbers, channels height width: 3 32 32')
+        if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
+            raise SFTeacherError(f'scale={self.scale} must be two fractions of the area, the smaller first: 0.08 1.0')
+        if self.data == 'digits' and self.dataset:
+            raise SFTeacherError(f"data='digits' and dataset={self.dataset!r} are two sources of images: leave out one")
+        in_memory = self.in_memory or self.data == 'digits'
+        of_files = ('color_jitter', 'aa', 'reprob', 'scale')
+        for name in self.given(*of_files if in_memory else ('crop_padding',)):
+            raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect ' + (
+                'on images kept in memory, whose augmentation is crop_padding and hflip: leave it out, or in_memory'
+                if in_memory else 'without in_memory: leave it out, or give in_memory'))
+        for name in self.given('crop_padding', *of_files) if self.no_aug else ():
+            raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect with no_aug: leave out one of them')
+
+
+@dataclass(frozen=True)
+class TeacherRun(DataConfig, TrainConfig):
+    """`sf-teacher train`: a teacher with student branches, or, without a student, the standard teacher."""
+    teacher: str = option('', 'timm name of the teacher', positional=True)
+    student: tuple[str, ...] = option((), 'timm name of the student, or of several')
+    method: str = option('sftn', "name of the method, or 'none': a standard teacher")
+    method_kwargs: dict[str, Any] = option({}, 'settings of the method, e.g. kl_weight=1. temperature=4.')
+    boundaries: tuple[str, ...] | None = option(
+        None, "where branches go: TEACHER or TEACHER:STUDENT, timm's indices or module paths (default: chosen)")
+    pretrained: bool = option(False, 'start the teacher from pretrained weights, as local-dir:FOLDER always does')
+    model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
+    student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
+
+    def __post_init__(self) -> None:
+        if isinstance(self.boundaries, list | tuple):       # in YAML an index is a number
+            object.__setattr__(self, 'boundaries', tuple(str(b) if type(b) is int else b for b in self.boundaries))
+        super().__post_init__()
+
+
+def parse_boundaries(texts: Sequence[str] | None) -> list[Any] | None:
+    """Boundaries as `wrap` takes them, from ``TEACHER`` or ``TEACHER:STUDENT`` each."""
+    def key(text: str) -> int | str:
+        return int(text) if text.isdigit() else text
+
+    pairs = [tuple(map(key, text.split(':', 1))) for text in texts or ()]
+    return [pair if len(pair) == 2 else pair[0] for pair in pairs] or None
+
+
+@dataclass(frozen=True)
+class StudentRun(DataConfig, TrainConfig):
+    """`sf-teacher distill`: a student from an exported teacher, or, without one, alone."""
+    teacher: str = option('', 'exported folder of the teacher (none: the student learns alone)')
+    student: str = option('', 'timm name of the student')
+    kd: str = option('plain', "distillation: plain, or student_friendly (a simplifier of the teacher's logits)")
+    kd_temperature: float = option(4., 'temperature of the softened predictions', above=0, high=100)
+    simplifier_lr: float = option(
+        SIMPLIFIER_LR, "with --kd student_friendly: the simplifier's learning rate, as a fraction of the student's",
+        above=0, high=1)
+    task_loss_weight: float = option(0.1, 'weight of the cross entropy', low=0)
+    distill_loss_weight: float = option(0.9, 'weight of the distillation loss', low=0)
+    pretrained: bool = option(False, 'start the student from pretrained weights, as local-dir:FOLDER always does')
+    model_kwargs: dict[str, Any] = option({}, 'arguments of the student for timm.create_model')
+
+
+@dataclass(frozen=True)
+class ReportRun(StudentRun):
+    """`sf-teacher report`: pilot students learn from each teacher for a few epochs."""
+    output: str = option('', 'folder for report.json and report.png', free=True)
+    teachers: tuple[str, ...] = option((), 'exported folders of the teachers', positional=True)
+    baseline: str = option('', 'exported folder of a standard teacher to compare with')
+    seeds: int = option(3, 'pilot students for each teacher, with --seed and the following seeds', low=2)
+    epochs: int = option(5, 'epochs of a pilot student', low=1)
+    batch_size: int = option(64, 'images in a batch', low=1)

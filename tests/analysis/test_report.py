@@ -1,0 +1,199 @@
+import json
+import math
+import statistics
+import sys
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from matplotlib.axes import Axes
+from timm.data import resolve_data_config
+
+import sf_teacher
+from sf_teacher import SFTeacherError, cli
+from sf_teacher.analysis.report import _compare, _figure, report, table
+from sf_teacher.analysis.similarity import calibration_error, divergence, entropy, interval, linear_cka
+from sf_teacher.training.components import eval_model
+from sf_teacher.training.loading import load_teacher
+from sf_teacher.training.planning import plan_student
+from sf_teacher.training.settings import ReportRun, StudentRun
+
+from ..training import training_runs as runs
+
+
+def test_cka_is_one_for_rotated_and_scaled_features_and_small_for_unrelated_ones():
+    x = torch.randn(500, 8)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1.)
+    assert linear_cka(x, torch.randn(500, 20)) < 0.1
+    assert math.isnan(linear_cka(x, torch.ones(500, 2)))
+
+
+def test_cka_equals_the_definition_by_kernels():
+    x, y = torch.randn(40, 5).double(), torch.randn(40, 7).double()
+    centre = torch.eye(40).double() - 1 / 40
+
+    def hsic(a, b):
+        return torch.trace(centre @ a @ a.T @ centre @ b @ b.T)
+    assert linear_cka(x, y) == pytest.approx((hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()).item())
+
+
+def test_calibration_error():
+    certain = torch.tensor([[100., 0.], [100., 0.], [0., 100.], [0., 100.]])
+    assert calibration_error(certain, torch.tensor([0, 0, 1, 1])) == pytest.approx(0., abs=1e-6)
+    assert calibration_error(certain, torch.tensor([0, 1, 1, 0])) == pytest.approx(0.5, abs=1e-6)
+    assert calibration_error(torch.zeros(10, 4), torch.zeros(10, dtype=torch.long)) == pytest.approx(0.75)
+
+
+def test_entropy_and_divergence():
+    assert entropy(torch.zeros(3, 4)) == pytest.approx(math.log(4))
+    a, b = torch.randn(6, 4), torch.randn(6, 4)
+    p, q = a.softmax(-1), b.softmax(-1)
+    assert divergence(a, b) == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
+    assert divergence(a, a) == pytest.approx(0., abs=1e-6)
+
+
+def test_interval_is_students_t():
+    values = [1., 2., 4.]
+    mean, half = interval(values)
+    assert mean == pytest.approx(7 / 3) and half == pytest.approx(4.303 * statistics.stdev(values) / 3 ** 0.5)
+    assert interval([5.]) == (5., math.inf)
+
+
+@pytest.mark.parametrize(('gains', 'kind'), [
+    ([1., 1.1, 0.9], 'gain'), ([2., -1., 0.5], 'no gain'), ([-1., -1.1, -0.9], 'loss'), ([0., 0., 0.], 'no gain'),
+])
+def test_the_verdict_follows_the_paired_interval(gains, kind):
+    arms = {'a': [{'student_top1': 50 + g + s} for s, g in zip((0, 7, 3), gains, strict=True)],
+            'b': [{'student_top1': 50. + s} for s in (0, 7, 3)]}
+    found = _compare(arms, 'a', 'b')
+    assert found['kind'] == kind and found['verdict'].startswith(f'{kind}: students of a')
+
+
+@pytest.fixture(scope='module')
+def teachers(tmp_path_factory):
+    paths = []
+    for seed, name in enumerate(('standard', 'friendly')):
+        torch.manual_seed(seed)
+        paths.append(tmp_path_factory.mktemp(name) / name)
+        model = timm.create_model('test_resnet', num_classes=4)
+        timm.models.save_for_hf(model, str(paths[-1]), safe_serialization=True, model_args=dict(num_classes=4),
+                                data_config=dict(input_size=runs.SIZE))
+    return [str(p) for p in paths]
+
+
+def test_report_measures_teachers_and_pilots(teachers, tmp_path, monkeypatch, capsys):
+    data = str(runs.folder(tmp_path / 'data'))
+    args = ['report', teachers[1], '--baseline', teachers[0], '--student', 'test_resnet', '--data', data, '--in-memory',
+            '--batch-size', '8', '--epochs', '1', '--seeds', '2', '--device', 'cpu', '--output', str(tmp_path / 'out')]
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    result = json.loads((tmp_path / 'out/report.json').read_text())
+    assert (tmp_path / 'out/report.png').read_bytes()[:4] == b'\x89PNG'
+    assert table(result) in out and 'student alone' in out and '95 % confidence' in out
+    assert [(c['teacher'], c['reference']) for c in result['comparisons']] == [
+        (teachers[0], 'student alone'), (teachers[1], teachers[0]), (teachers[1], 'student alone')]
+    for name in teachers:
+        assert 0 <= result['teachers'][name]['top1'] <= 100 and 0 <= result['teachers'][name]['ece'] <= 1
+        assert [p['seed'] for p in result['pilots'][name]] == [42, 43]
+        for pilot in result['pilots'][name]:
+            assert pilot['kl'] > 0 and 0 <= pilot['agreement'] <= 1
+            assert all(0 <= c['value'] <= 1 for c in pilot['cka']) and pilot['cka']
+    kinds = [c['kind'] for c in result['comparisons']]
+    assert all(c['verdict'] in out for c in result['comparisons']) and set(kinds) <= {'gain', 'no gain', 'loss'}
+
+
+def test_what_is_measured_is_the_moving_average_where_there_is_one(teachers, tmp_path, monkeypatch):
+    config = ReportRun(teachers=(teachers[0],), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
+                       in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'),
+                       model_ema=True, model_ema_decay=0.999999, kd_temperature=2.)
+    plain = replace(config, model_ema=False, model_ema_decay=ReportRun.model_ema_decay)
+    kl = [[p['kl'] for p in report(c)['pilots'][teachers[0]]] for c in (config, plain)]
+    assert kl[0] != kl[1]
+
+    def averaged(task, ema):
+        assert ema
+        return eval_model(task, ema)
+    monkeypatch.setattr('sf_teacher.analysis.report.eval_model', averaged)
+    assert [p['kl'] for p in report(config)['pilots'][teachers[0]]] == kl[0]
+
+
+def test_teachers_see_their_own_normalisation(teachers, tmp_path):
+    data = str(runs.folder(tmp_path / 'data'))
+    common = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, batch_size=8, epochs=1,
+                  seeds=2, device='cpu')
+    own = report(ReportRun(**common, output=str(tmp_path / 'own')))
+    other = report(ReportRun(**common, mean=(0.,), std=(1.,), output=str(tmp_path / 'other')))
+    found = [r['teachers'][teachers[0]] for r in (own, other)]
+    assert found[0]['entropy'] == pytest.approx(found[1]['entropy'], rel=1e-4)
+    assert found[0]['top1'] == found[1]['top1']
+
+
+def test_grey_teachers(tmp_path):
+    data = str(runs.folder(tmp_path / 'data'))
+    model = timm.create_model('test_resnet', num_classes=4, in_chans=1)
+    folder = sf_teacher.export(model, tmp_path / 'grey', input_size=(1, 16, 16), mean=0.5, std=0.5)
+    result = report(ReportRun(teachers=(str(folder),), student='test_resnet', data=data, batch_size=8, epochs=1,
+                              seeds=2, workers=0, device='cpu', output=str(tmp_path / 'out')))
+    assert len(result['pilots'][str(folder)]) == 2
+
+
+@pytest.mark.parametrize(('kwargs', 'message'), [
+    (dict(teachers=()), 'no teacher: give the exported folder of at least one'),
+    (dict(output=''), 'no output: give the folder for report.json'),
+    (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
+    (dict(seeds=1), 'seeds=1 must be >= 2'),
+    (dict(teacher='x'), "teacher='x' is a setting of distill: give the teachers of a report as `teachers`"),
+    (dict(student=''), 'no student: give the timm name of one'),
+])
+def test_report_refuses(kwargs, message, teachers, tmp_path):
+    data = str(runs.folder(tmp_path / 'data'))
+    good = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, output=str(tmp_path / 'out'))
+    with pytest.raises(SFTeacherError, match=message):
+        report(ReportRun(**{**good, **kwargs}))
+
+
+def test_report_of_teachers_of_different_sizes(teachers, tmp_path):
+    model = timm.create_model('test_resnet', num_classes=4)
+    other = str(sf_teacher.export(model, tmp_path / 'other', input_size=(3, 32, 32), mean=0.5, std=0.5))
+    with pytest.raises(SFTeacherError, match=r'for images of \(3, 16, 16\) and \(3, 32, 32\): .*give input_size'):
+        report(ReportRun(teachers=(teachers[0], other), student='test_resnet', output=str(tmp_path / 'out')))
+
+
+def test_report_of_several_processes(teachers, tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(SFTeacherError, match='a report is made by one process: start it without torchrun'):
+        report(ReportRun(teachers=(teachers[0],), student='test_resnet', output=str(tmp_path / 'out')))
+
+
+def test_every_teacher_has_a_bar_of_its_own(tmp_path, monkeypatch):
+    row = {'student_top1': 50., 'cka': [{'value': 0.5}]}
+    names = ['sgd/run/teacher', 'adam/run/teacher', 'student alone']
+    bars = []
+    barh = Axes.barh
+    monkeypatch.setattr(Axes, 'barh', lambda self, y, *args, **kwargs: bars.extend(y) or barh(self, y, *args, **kwargs))
+    teachers = {name: {} for name in names[:2]}
+    _figure({'student': 's', 'epochs': 1, 'pilots': {n: [row, row] for n in names}, 'teachers': teachers},
+            tmp_path / 'figure.png')
+    assert len(set(bars)) == 3
+
+
+def test_students_get_their_images_as_their_teacher_does(teachers, tmp_path):
+    data = str(runs.folder(tmp_path / 'data', size=24))
+    common = dict(data=data, output='x', batch_size=8, epochs=1, workers=0, device='cpu')
+    assert timm.get_pretrained_cfg('test_efficientnet').interpolation == 'bicubic'
+    plan = plan_student(StudentRun(teacher=teachers[0], student='test_efficientnet', **common))
+    for found in (resolve_data_config({}, model=load_teacher(teachers[0])), plan.data_config, vars(plan.config),
+                  eval_model(plan.task).pretrained_cfg):
+        assert (found['interpolation'], found['crop_pct']) == ('bilinear', 0.95)
+    chosen = plan_student(StudentRun(teacher=teachers[0], student='test_resnet', interpolation='box', crop_pct=1.,
+                                     **common))
+    assert (chosen.data_config['interpolation'], chosen.data_config['crop_pct']) == ('box', 1.)
+    assert eval_model(chosen.task).pretrained_cfg['interpolation'] == 'box'
+
+
+def test_report_says_that_matplotlib_is_missing(teachers, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(SFTeacherError, match='the figure needs matplotlib: pip install matplotlib'):
+        report(ReportRun(teachers=(teachers[0],), student='test_resnet', output=str(tmp_path / 'out')))

@@ -1,0 +1,358 @@
+import copy
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+
+import sf_teacher
+from sf_teacher import SFTeacherError, cli, training
+from sf_teacher.cli import train as cli_train
+from sf_teacher.training import Interrupted, evaluate, fit
+from sf_teacher.training.planning import plan_student, plan_teacher
+from sf_teacher.training.progress import Average, Progress
+from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
+from sf_teacher.validation import from_dict, read_yaml, to_yaml
+
+from . import training_runs as runs
+
+QUIET = dict(model_ema=False, mixup=0., warmup_epochs=0)
+
+
+def weights(task):
+    return {k: v.clone() for k, v in task.get_trainable_module().state_dict().items()}
+
+
+def bare(task, config, epochs=2):
+    """The loop that anybody would write."""
+    train, _ = runs.loaders()
+    optimizer = create_optimizer_v2(task.get_trainable_module(), config.opt, config.lr, config.weight_decay)
+    torch.manual_seed(config.seed)
+    for epoch in range(epochs):
+        train.set_epoch(epoch)
+        task.train()
+        for images, target in train:
+            task(images, target)['loss'].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return weights(task)
+
+
+@pytest.mark.parametrize('kind', ['teacher', 'plain', 'distill'])
+def test_the_loop_is_bit_for_bit_the_bare_loop(kind):
+    config = runs.settings(epochs=2, sched='none', **QUIET)
+    task = runs.task(kind)
+    fit(task, *runs.loaders(), config)
+    assert runs.differences(weights(task), bare(runs.task(kind), config)) == []
+
+
+@pytest.mark.parametrize('kind', ['teacher', 'plain'])
+def test_accumulated_batches_equal_the_whole_batch(kind):
+    trained = []
+    for batch_size, steps in ((12, 1), (4, 3)):
+        task = runs.task(kind, 'test_vit', img_size=16, patch_size=4)
+        for module in task.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval().train = lambda mode=True: None       # statistics of a batch are those of its size
+        config = runs.settings(epochs=1, opt='sgd', grad_accum_steps=steps, **QUIET)
+        fit(task, *runs.loaders(batch_size), config)
+        trained.append(weights(task))
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_smaller_last_group_of_accumulated_batches_still_counts():
+    task, calls = runs.task('plain'), []
+    train, evaluation = runs.loaders(8)     # 6 batches in groups of 4: 2 updates
+    update = task.update_ema
+    task.update_ema = lambda step: (calls.append(step), update(step=step))
+    fit(task, train, evaluation, runs.settings(epochs=2, grad_accum_steps=4, sched_on_updates=True, **QUIET))
+    assert calls == [1, 2, 3, 4]
+
+
+def test_learns_and_reports_what_it_learns(tmp_path):
+    task = runs.task('teacher')
+    seen = []
+    config = runs.settings(tmp_path / 'run', epochs=6, opt='adamw', lr=3e-3, **QUIET)
+    rows = fit(task, *runs.loaders(), config, seen.append)
+    assert rows == seen and rows[-1]['train_loss'] < rows[0]['train_loss'] and rows[-1]['eval_top1'] > 60
+    table = list(csv.DictReader((tmp_path / 'run/summary.csv').open()))
+    assert [int(r['epoch']) for r in table] == list(range(6))
+    for name in task.branches.names:
+        for column in ('branch_ce', 'branch_kl', 'branch_top1', 'branch_gap'):
+            assert f'train_{column}/{name}' in table[0]
+    for column in ('train_teacher_ce', 'train_top1', 'eval_loss', 'eval_top5', 'lr', 'images_per_second', 'memory_mb'):
+        assert float(table[-1][column]) > 0
+    # with tau 1, the loss's own divergence is the one that is watched
+    gaps = [float(v) for k, v in table[0].items() if k.startswith('train_branch_gap/')]
+    assert float(table[0]['train_branch_kl']) == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)
+
+
+def test_terms_in_the_table_add_up_to_the_loss(tmp_path):
+    task = runs.task('teacher')
+    row = fit(task, *runs.loaders(), runs.settings(epochs=1, **QUIET))[0]
+    m = task.method
+    assert row['train_loss'] == pytest.approx(
+        m.teacher_weight * row['train_teacher_ce'] + m.ce_weight * row['train_branch_ce']
+        + m.kl_weight * row['train_branch_kl'], rel=1e-5)
+
+
+def test_evaluation_is_that_of_the_plain_model_over_every_image():
+    task = runs.task('teacher')
+    _, loader = runs.loaders(7)
+    before = weights(task)
+    metrics = evaluate(task, loader)
+    model = copy.deepcopy(task.teacher).eval()
+    with torch.no_grad():
+        logits, labels = zip(*[(model(x), y) for x, y in loader], strict=True)
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    assert len(labels) == 24
+    assert metrics['top1'] == pytest.approx((logits.argmax(1) == labels).float().mean().item() * 100)
+    assert metrics['loss'] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert runs.differences(before, weights(task)) == []
+
+
+def test_the_moving_average_is_what_is_evaluated():
+    task = runs.task('plain')
+    rows = fit(task, *runs.loaders(), runs.settings(epochs=2, model_ema_decay=0.9))
+    _, loader = runs.loaders()
+    assert rows[-1]['eval_loss'] == pytest.approx(evaluate(task, loader, ema=True)['loss'])
+    assert rows[-1]['eval_loss'] != pytest.approx(evaluate(task, loader)['loss'])
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(amp=True, amp_dtype='bfloat16'), dict(channels_last=True), dict(cutmix=1., smoothing=0.1),
+    dict(opt='lookahead_adamw', lr=1e-3), dict(clip_grad=0.1, clip_mode='agc'),
+    dict(sched='multistep', decay_milestones=(1,)), dict(opt='lamb', lr=1e-3),
+], ids=str)
+def test_options_train(kwargs):
+    task = runs.task('teacher', 'test_vit', img_size=16, patch_size=4)
+    task.criterion = training.criterion(runs.settings(**kwargs))
+    rows = fit(task, *runs.loaders(), runs.settings(epochs=2, **kwargs))
+    assert all(torch.isfinite(torch.tensor(row['train_loss'])) for row in rows)
+
+
+def test_compiled_tasks_train_and_resume(tmp_path):
+    config = runs.settings(tmp_path / 'run', epochs=1, torchcompile='eager', **QUIET)
+    task = runs.task('plain')
+    fit(task, *runs.loaders(), config)
+    assert hasattr(task.get_trainable_module(), '_orig_mod')
+    keys = timm.create_model('test_resnet').state_dict().keys()
+    assert runs.final_state(tmp_path / 'run')['state_dict'].keys() == keys
+    again = runs.settings(tmp_path / 'run', epochs=1, torchcompile='eager', resume=True, **QUIET)
+    assert len(fit(runs.task('plain'), *runs.loaders(), again)) == 1
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1, tensorboard=True))
+    assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
+
+
+def test_without_output_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(fit(runs.task('plain'), *runs.loaders(), runs.settings(epochs=1))) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_loaders_and_models_train_too():
+    images, labels = runs.pixels()
+    dataset = torch.utils.data.TensorDataset(images.float() / 255, labels)
+    loader = torch.utils.data.DataLoader(dataset, 16, shuffle=True)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, runs.CLASSES))
+    rows = fit(ClassificationTask(net, verbose=False), loader, loader, TrainConfig(epochs=2, lr=0.01))
+    assert len(rows) == 2 and rows[1]['train_loss'] < rows[0]['train_loss']
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_between_steps_and_leave_the_handlers_as_they_were(signum, tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    train, evaluation = runs.loaders()
+
+    class Loader:
+        def __len__(self):
+            return len(train)
+
+        def __iter__(self):
+            for i, batch in enumerate(train):
+                if i == 1 and self.epoch == 1:
+                    os.kill(os.getpid(), signum)
+                yield batch
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+            train.set_epoch(epoch)
+
+    with pytest.raises(Interrupted, match=rf'stopped by {signum.name} in epoch 2; 1 complete epochs are saved'):
+        fit(runs.task('plain'), Loader(), evaluation, runs.settings(tmp_path / 'run'))
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    runs.train(tmp_path / 'run', 'plain', resume=True)
+    runs.train(tmp_path / 'straight', 'plain')
+    assert runs.differences(runs.final_state(tmp_path / 'run'), runs.final_state(tmp_path / 'straight')) == []
+
+
+def test_progress_is_plain_lines_outside_of_a_terminal_and_a_bar_in_one(capsys):
+    class Terminal:
+        text = ''
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    plain = Progress(3, 10, 5)
+    assert [u for u in range(1, 11) if plain.due(u)] == [5, 10]
+    plain.show(0, 5, 1.5, 0.1, 100.)
+    assert capsys.readouterr().err == 'epoch 1/3  5/10  loss 1.5  lr 0.1  100 images/s\n'
+    stream = Terminal()
+    bar = Progress(3, 10, 5, stream)
+    bar.show(0, 5, 1.5, 0.1, 100.)
+    assert stream.text.startswith('\r##########.......... epoch 1/3')
+
+
+def test_averages_are_weighted_and_take_names_as_they_come():
+    average = Average()
+    average.update({'a': torch.tensor(1.), 'b': torch.tensor(2.)}, 3)
+    average.update({'a': torch.tensor(5.)}, 1)
+    assert average.compute() == {'a': 2., 'b': 2.}
+
+
+@pytest.mark.parametrize('cls', [TeacherRun, StudentRun])
+def test_yaml_gives_back_the_config(cls, tmp_path):
+    config = cls(teacher='a', student=('b',) if cls is TeacherRun else 'b', input_size=(3, 8, 8), mean=(0.1,), lr=1e-3,
+                 model_kwargs={'drop_rate': 0.1})
+    (tmp_path / 'c.yaml').write_text(to_yaml(config))
+    assert from_dict(cls, read_yaml(tmp_path / 'c.yaml'), 'c') == config
+
+
+def started(*args, cwd):
+    return subprocess.Popen([sys.executable, '-m', 'sf_teacher', *args], cwd=cwd, stderr=subprocess.PIPE, text=True,
+                            stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_teacher(tmp_path, monkeypatch, capsys):
+    args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--input-size', '3', '16', '16',
+            '--batch-size', '256', '--epochs', '3', '--device', 'cpu', '--output', 'run']
+    process = started(*args, cwd=tmp_path)
+    while not (tmp_path / 'run/checkpoint-00001.pt').exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.search(r'stopped by SIGTERM in epoch [23]; [12] complete epochs are saved', err)
+    assert 'Traceback' not in err
+    command = re.search(r'Continue with\n  sf-teacher (.*)', err)[1]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()) == 0
+    assert 'exported and verified' in capsys.readouterr().out
+    assert len((tmp_path / 'run/summary.csv').read_text().splitlines()) == 4
+    model = timm.create_model(f'local-dir:{tmp_path}/run/teacher', pretrained=True)
+    state = runs.final_state(tmp_path / 'run')['state_dict']
+    assert runs.differences(dict(model.state_dict()), dict(state)) == []
+    settings = yaml.safe_load((tmp_path / 'run/config.yaml').read_text())
+    assert settings['num_classes'] == 10 and settings['mean'] == [0.5] * 3 and settings['hflip'] == 0.
+    card = (tmp_path / 'run/teacher/README.md').read_text()
+    assert 'test_resnet' in card and 'digits' in card and 'eval_top1' in card and 'SFTN' in card
+
+
+@pytest.mark.parametrize(('text', 'value'), [
+    ('x=false', False), ('x=True', True), ('x=none', None), ('x=1e-3', 1e-3), ('x=gelu', 'gelu'), ('x=(1, 2)', (1, 2))])
+def test_values_of_keys(text, value):
+    assert cli_train.key_value(text) == ('x', value)
+
+
+@pytest.mark.parametrize('more', ['', '--amp --amp-dtype bfloat16 --channels-last --model-ema --mixup 0.2 '
+                                  '--grad-accum-steps 2 --torchcompile eager'])
+def test_dry_run_prints_plan_and_cost_and_writes_nothing(more, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--batch-size', '16',
+            '--epochs', '3', '--device', 'cpu', '--output', 'run', '--dry-run', *more.split()]
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    for text in ('StudentFriendlyTask(', 'branches: ', '3 epochs of 89 batches of 16', 'hours for all', '3x32x32'):
+        assert text in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """Images with one channel, in folders."""
+    for path in runs.folder(tmp_path / 'grey').rglob('*.png'):
+        Image.open(path).convert('L').save(path)
+    return tmp_path / 'grey'
+
+
+@pytest.mark.parametrize('more', [
+    '--student test_resnet --input-size 1 16 16', '--student test_resnet --input-size 1 16 16 --in-memory',
+    '--method none --model-kwargs in_chans=1'])
+def test_grey_images_are_trained_on_and_the_teacher_exported(more, grey, tmp_path):
+    args = ['train', 'test_resnet', '--data', str(grey), '--batch-size', '8', '--epochs', '1', '--device', 'cpu',
+            '--workers', '0', '--output', str(tmp_path / 'run'), *more.split()]
+    assert cli.main(args) == 0
+    config = json.loads((tmp_path / 'run/teacher/config.json').read_text())['pretrained_cfg']
+    assert config['input_size'][0] == 1 and len(config['mean']) == len(config['std']) == 1
+    if 'none' not in more:      # the teacher is found in its run's folder, and under timm's name for it
+        student = ['--student', 'test_resnet', '--data', str(grey), '--batch-size', '8', '--epochs', '1', '--device',
+                   'cpu', '--workers', '0', '--model-kwargs', 'in_chans=1', '--output', str(tmp_path / 'student')]
+        assert cli.main(['distill', '--teacher', str(tmp_path / 'run'), *student]) == 0
+        assert cli.main(['distill', '--teacher', f'local-dir:{tmp_path}/run/teacher', '--dry-run', *student]) == 0
+
+
+def test_a_student_alone_learns_from_grey_images(grey, tmp_path):
+    plan = plan_student(StudentRun(student='test_resnet', data=str(grey), model_kwargs={'in_chans': 1}, workers=0,
+                                   batch_size=8, device='cpu'))
+    assert next(iter(plan.train_loader))[0].shape[1] == 1 == len(plan.config.mean)
+
+
+def test_boundaries_of_a_run_are_those_of_wrap():
+    config = dict(teacher='test_resnet', student=('test_vit',), data='digits', input_size=(3, 160, 160), device='cpu')
+    task = plan_teacher(TeacherRun(**config, boundaries=[3, 2])).task       # as YAML gives them
+    assert [b.name for b in task.branches.boundaries] == ['layer2', 'layer3']
+    task = plan_teacher(TeacherRun(**config, boundaries=('layer1:blocks.1', '2:3'))).task
+    assert task.branches.names == ['layer1-blocks.1', 'layer2-blocks.3']
+
+
+def test_yaml_gives_rates_as_people_write_them(tmp_path):
+    (tmp_path / 'c.yaml').write_text('lr: 1e-3\nmin_lr: 1e-5\n')
+    config = from_dict(TrainConfig, read_yaml(tmp_path / 'c.yaml'), 'c')
+    assert (config.lr, config.min_lr) == (1e-3, 1e-5)
+    with pytest.raises(SFTeacherError, match="lr='fast' must be a float; it is a str"):
+        TrainConfig(lr='fast')
+
+
+def test_distill_trains_a_student_in_the_teachers_preprocessing(tmp_path):
+    model = timm.create_model('test_resnet', num_classes=10)
+    timm.models.save_for_hf(model, str(tmp_path / 't'), model_args=dict(num_classes=10), safe_serialization=True,
+                            data_config=dict(input_size=(3, 16, 16), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    plan = plan_student(StudentRun(teacher=str(tmp_path / 't'), student='test_resnet', data='digits', device='cpu'))
+    assert plan.config.mean == (0.1, 0.2, 0.3) and plan.config.input_size == (3, 16, 16)
+    images, target = next(iter(plan.eval_loader))
+    images = images.clone()
+    teacher = plan.task.teacher
+    assert torch.equal(teacher.normalize_input(images, plan.task.student_mean, plan.task.student_std), images)
+    result = plan.task(images, target)
+    result['loss'].backward()
+    assert all(p.grad is None for p in teacher.parameters()) and not teacher.model.training
+    assert all(p.grad is not None for p in plan.task.get_trainable_module().parameters())
+
+
+def test_teachers_are_trained_by_the_same_loop_from_python():
+    task = sf_teacher.wrap('test_resnet', 'test_resnet', num_classes=runs.CLASSES, input_size=runs.SIZE)
+    rows = fit(task, *runs.loaders(), TrainConfig(epochs=1))
+    assert rows[0]['epoch'] == 0
