@@ -15,8 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.families import FAMILIES, build_small
-from tests.family_checks import check_student, check_teacher
+from tests.split.families import FAMILIES, build_small
+from tests.split.family_checks import check_student, check_teacher
 
 HEAD = '''\
 # Supported architectures

@@ -16,8 +16,8 @@ from sf_teacher.split.split_points import student_boundaries
 from sf_teacher.split.tail_check import check_tails
 from sf_teacher.split.tails import Tail
 from sf_teacher.split.trace import Trace, tensors
-from tests.families import build_small
-from tests.family_checks import check_step, check_tail, check_teacher
+from tests.split.families import build_small
+from tests.split.family_checks import check_step, check_tail, check_teacher
 
 SIZE = (3, 64, 64)
 

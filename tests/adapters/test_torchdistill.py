@@ -379,7 +379,7 @@ DISTRIBUTED = """
 import os, sys, torch
 from torch import distributed, multiprocessing
 sys.path.insert(0, {tests!r})
-from tests.test_adapters_torchdistill import CPU, distillation_box, models, teacher_stage, training_box
+from tests.adapters.test_torchdistill import CPU, distillation_box, models, teacher_stage, training_box
 from torch.nn.parallel import DistributedDataParallel
 from torchdistill.common.module_util import check_if_wrapped
 

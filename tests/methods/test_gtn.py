@@ -261,7 +261,7 @@ def test_the_learned_sampler_prefers_the_path_of_smaller_divergence_and_shows_it
 DDP = '''
 import os, sys, torch, torch.distributed as dist
 sys.path.insert(0, {root!r})
-from tests.test_gtn import make, batch, GTN
+from tests.methods.test_gtn import make, batch, GTN
 torch.set_num_threads(1)
 dist.init_process_group('gloo')
 task = make(['resnet18', 'test_resnet', 'resnet26'], GTN(sampler={sampler!r}), teacher='test_convnext')

@@ -234,7 +234,7 @@ def test_it_composes_with_any_teacher_and_another_normalisation():
 DDP = '''
 import os, sys, torch, torch.distributed as dist
 sys.path.insert(0, {root!r})
-from tests.test_skd import make, awake, batch
+from tests.methods.test_skd import make, awake, batch
 torch.set_num_threads(1)
 dist.init_process_group('gloo')
 torch.manual_seed(dist.get_rank())

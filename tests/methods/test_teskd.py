@@ -12,9 +12,9 @@ from sf_teacher import TESKD, SFTeacherError
 from sf_teacher.functional import joint_loss
 from sf_teacher.methods._pyramid import pyramid_boundaries
 from sf_teacher.split.teacher_taps import teacher_boundaries
-from tests.families import FAMILIES, build_small
-from tests.family_checks import check_own_logits, check_step
-from tests.test_families import SHARE
+from tests.split.families import FAMILIES, build_small
+from tests.split.family_checks import check_own_logits, check_step
+from tests.split.test_families import SHARE
 
 SIZE = (3, 64, 64)
 

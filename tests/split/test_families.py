@@ -5,8 +5,8 @@ import os
 import pytest
 import timm
 
-from tests.families import FAMILIES, build_small
-from tests.family_checks import check_student, check_teacher
+from tests.split.families import FAMILIES, build_small
+from tests.split.family_checks import check_student, check_teacher
 
 SHARES = 14
 TODAY = int(os.environ.get('SF_TEACHER_SHARE', datetime.date.today().toordinal())) % SHARES

@@ -12,7 +12,7 @@ from sf_teacher import BoundaryError, SFTeacherError
 from sf_teacher.split.split_points import student_boundaries
 from sf_teacher.split.teacher_taps import forward_with_maps
 from sf_teacher.split.trace import dummy_image, jittered
-from tests.family_checks import check_step, check_tail
+from tests.split.family_checks import check_step, check_tail
 
 SIZE = (3, 32, 32)
 

@@ -26,7 +26,7 @@ DATA_CONFIG = dict(input_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, interpolati
                    crop_mode='center')
 
 processes = multiprocessing.get_context('forkserver')      # torch and timm are imported once, then forked
-processes.set_forkserver_preload(['tests.training_runs'])
+processes.set_forkserver_preload(['tests.training.training_runs'])
 
 
 def pixels(count: int = 48, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
