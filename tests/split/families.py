@@ -1,4 +1,4 @@
-"""The smallest classifier of each of timm's model modules. `python -m tests.split.families` writes families.json anew."""
+"""The smallest classifier of each of timm's model modules; `python -m tests.split.families` writes families.json."""
 import json
 import logging
 import sys
