@@ -3,6 +3,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..errors import SFTeacherError
+from ..files import written_at_once
 from ..split.tails import Tail
 from ..version import __version__
 from . import normalise
@@ -21,7 +23,7 @@ from .card import model_card, torchdistill_snippet
 from .reload import CONFIG, PROBE, TEACHER, WEIGHTS, sha256, versions
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
-from .writer import README, check_target, written_at_once
+from .writer import README, check_target, find_place
 
 _logger = logging.getLogger(__name__)
 
@@ -79,8 +81,7 @@ def export(
     """
     if format not in FORMATS:
         raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
-    target = Path(folder).expanduser().resolve()
-    check_target(target, overwrite)
+    target = find_place(folder, overwrite)
     notes, args = normalise.primitives('metadata', metadata), normalise.primitives('model_args', model_args)
     if isinstance(model, TrainingTask):
         raise SFTeacherError(f'export takes the plain model and this is a {type(model).__name__}: call task.export('
@@ -107,7 +108,7 @@ def export(
     }
     name, state = normalise.name_of(teacher), teacher.state_dict()
     theirs = to_torchvision(name, state, inputs, logits) if format == 'torchvision' else None
-    with written_at_once(target, overwrite) as temporary:
+    with written_at_once(target, partial(check_target, target, overwrite)) as temporary:
         _write(temporary, teacher, facts, notes)
         if theirs is not None:
             torch.save({'model': theirs, **facts}, temporary / TORCHVISION)
@@ -128,8 +129,7 @@ def export(
 
 def export_branch(tail: Tail, folder: str | os.PathLike[str]) -> Path:
     """See `StudentFriendlyTask.export_branch`."""
-    target = Path(folder).expanduser().resolve()
-    check_target(target, overwrite=False)
+    target = find_place(folder, overwrite=False)
     state = {name: t.detach().cpu().contiguous().clone() for name, t in tail.model.state_dict().items()}
     notes = {
         'student': normalise.name_of(tail.model),
@@ -137,7 +137,7 @@ def export_branch(tail: Tail, folder: str | os.PathLike[str]) -> Path:
         'trained': sorted(state),
         'untrained': tail.untrained,
     }
-    with written_at_once(target, overwrite=False) as temporary:
+    with written_at_once(target, partial(check_target, target, False)) as temporary:
         safetensors.torch.save_file(state, temporary / 'branch.safetensors', {'sf_teacher': json.dumps(notes)})
         (temporary / 'branch.json').write_text(json.dumps(notes, indent=2), encoding='utf-8')
         (temporary / README).write_text(

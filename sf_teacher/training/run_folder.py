@@ -4,10 +4,8 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import pickle
 import random
-import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +15,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
+from .. import files
 from ..errors import SFTeacherError
 from ..validation import changed, read_yaml, to_yaml
 from .settings import TrainConfig
@@ -38,24 +37,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     Raises:
         SFTeacherError: It cannot be written, e.g. because the disk is full; what was there is still there.
     """
-    temporary = path.with_name(f'.{path.name}.tmp')
     try:
-        with open(temporary, 'wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError):      # torch reports a failed write as a RuntimeError
-            raise SFTeacherError(f'cannot write {path}: {error}. What was saved before is complete; make room or '
-                                 f'choose another output, then continue with resume') from error
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        files.write_atomically(path, write)
+    except SFTeacherError as error:
+        raise SFTeacherError(f'{error}; make room or choose another output, then continue with resume') from error
 
 
 class RunFolder:
@@ -95,8 +80,7 @@ class RunFolder:
     def start(self, config: TrainConfig) -> None:
         """Write config.yaml, once everything has been checked: from now on the folder holds a run."""
         if self.primary:
-            for left_over in (*self.path.glob('.*.tmp'), *self.path.glob('.*.old')):    # of a process killed in writing
-                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            files.remove_leftovers(self.path, CONFIG, SUMMARY, 'checkpoint-*.pt', 'teacher', 'student')
             write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
 
     def _check(self, config: TrainConfig, resume: bool) -> None:

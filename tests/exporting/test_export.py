@@ -538,6 +538,18 @@ def test_empty_folder_is_used(quick, tmp_path):
 
 def test_places_that_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr('sf_teacher.exporting.normalise.plain_copy', fail(AssertionError('work was done')))
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    for place, message in (
+        ('link', 'link is a link: give the folder that it points to, .*elsewhere'),
+        ('loop', 'loop'),
+        ('nul\0', 'cannot write .*null byte'),
+        ('long' * 100, 'cannot write .*too long'),
+        ('/', 'exists and is not empty'),
+    ):
+        with pytest.raises(SFTeacherError, match=message):
+            export(build(), tmp_path / place)
     (tmp_path / 'file').write_text('')
     with pytest.raises(SFTeacherError, match='file exists and is not a folder'):
         export(build(), tmp_path / 'file')

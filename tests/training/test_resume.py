@@ -118,11 +118,13 @@ def test_no_complete_checkpoint_is_an_error_and_nothing_is_lost(tmp_path):
 
 def test_killed_while_it_exported(tmp_path):
     runs.train(tmp_path / 'run', 'plain', epochs=1)
-    for name in ('.teacher.0123abcd.tmp', '.teacher.0123abcd.old'):     # as written_at_once leaves them
+    mark = '.teacher.sf_teacher-0123456789abcdef'       # as written_at_once leaves them
+    for name in (f'{mark}.tmp', f'{mark}.old'):
         (tmp_path / 'run' / name).mkdir()
-        (tmp_path / 'run' / name / 'config.json').write_text('{}')
+        (tmp_path / 'run' / name / 'config.json').write_text(name)
     assert len(runs.train(tmp_path / 'run', 'plain', epochs=1, resume=True)) == 1
     assert not list((tmp_path / 'run').glob('.teacher.*'))
+    assert (tmp_path / 'run' / 'teacher' / 'config.json').read_text() == f'{mark}.old'     # the earlier one is back
 
 
 def test_a_run_that_was_moved_resumes_and_its_settings_do_not_ask_to_resume(tmp_path):
