@@ -10,7 +10,7 @@ from ..errors import BoundaryError, SFTeacherError
 from .boundaries import Boundary, Size, check_module, depths, feature_info, has_module, no_features, refused_image
 from .layouts import Layout, Sample, infer_layout, match_layout
 from .teacher_taps import features
-from .trace import Cut, Trace, dummy_image, hooked, jittered, tensors, twin
+from .trace import Cut, Trace, dummy_image, hooked, jittered, rng_kept, tensors, twin
 
 
 def student_boundaries(
@@ -42,11 +42,12 @@ def student_boundaries(
         check_module(model, name)
     matches: list[dict[str, Layout]] = []
     try:
-        if feature_info(model):
-            matches = _match_features(model, input_size)
-        cuts = {name for match in matches for name in match} | set(names or ())
-        cuts |= {m for m in (f.get('module') for f in feature_info(model)) if m and has_module(model, m)}
-        trace = Trace(model, input_size, cuts)
+        with rng_kept(model):
+            if feature_info(model):
+                matches = _match_features(model, input_size)
+            cuts = {name for match in matches for name in match} | set(names or ())
+            cuts |= {m for m in (f.get('module') for f in feature_info(model)) if m and has_module(model, m)}
+            trace = Trace(model, input_size, cuts)
     except SFTeacherError:
         raise
     except Exception as error:

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import BoundaryError
 from .tails import Tail
-from .trace import Trace, calibrate, dummy_image, hooked, jittered, tensors, twin, weights_of
+from .trace import Trace, calibrate, dummy_image, hooked, jittered, rng_kept, tensors, twin, weights_of
 
 
 def check_tails(trace: Trace, tails: list[Tail]) -> None:
@@ -21,11 +21,13 @@ def check_tails(trace: Trace, tails: list[Tail]) -> None:
     Raises:
         BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
     """
-    for size in dict.fromkeys((_small_size(trace), trace.input_size)):
-        with suppress(Exception):   # not at this size or precision: the last comparison says what is wrong
-            at = trace if size == trace.input_size else Trace(trace.model, size, {m for t in tails for m in t.boundary})
-            return _compare(at, tails, torch.float32, rtol=0., sensitivity=1e-3)
-    _compare(trace, tails, torch.float64, rtol=1e-9, sensitivity=1e-6)
+    with rng_kept(trace.model):
+        for size in dict.fromkeys((_small_size(trace), trace.input_size)):
+            with suppress(Exception):   # not at this size or precision: the last comparison says what is wrong
+                small = size != trace.input_size
+                at = Trace(trace.model, size, {m for t in tails for m in t.boundary}) if small else trace
+                return _compare(at, tails, torch.float32, rtol=0., sensitivity=1e-3)
+        _compare(trace, tails, torch.float64, rtol=1e-9, sensitivity=1e-6)
 
 
 def _small_size(trace: Trace) -> tuple[int, int, int]:
@@ -56,8 +58,7 @@ def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, s
     with torch.no_grad(), hooked(model, capture, {name for tail in tails for name in tail.boundary}):
         expected = tensors(model(images))[0]
         if not differ(expected, 1e-3):      # a deep fresh model drowns its input
-            calibrate(model, images)
-            values |= weights_of(model)
+            calibrate(model, images)    # in place, so that `values` has the statistics
             expected = tensors(model(images))[0]
     if not differ(expected, sensitivity):
         raise BoundaryError(f'{type(model).__name__} gives the same logits for different images, so that no tail can '

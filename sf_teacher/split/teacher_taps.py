@@ -8,7 +8,7 @@ from torch import nn
 from ..errors import BoundaryError, SFTeacherError
 from .boundaries import Boundary, Size, check_module, depths, feature_info, feature_name, no_features, refused_image
 from .layouts import Layout, infer_layout
-from .trace import dummy_image, hooked, tensors, twin, weights_of
+from .trace import dummy_image, hooked, rng_kept, tensors, twin, weights_of
 
 
 def forward_with_maps(
@@ -93,7 +93,7 @@ def teacher_boundaries(
         check_module(model, name)
     x = dummy_image(model, input_size)
     run: Any = features if names is None else lambda model, x: _outputs(model, names, x)
-    with torch.no_grad():
+    with rng_kept(model), torch.no_grad():
         try:
             on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
             logits, maps = run(twin(model, on_meta), x.to('meta'))

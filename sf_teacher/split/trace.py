@@ -3,11 +3,13 @@ import contextlib
 import copy
 import functools
 import itertools
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -18,17 +20,17 @@ Model = TypeVar('Model', bound=nn.Module)
 
 
 def twin(model: Model, weights: dict[str, torch.Tensor] | None = None) -> Model:
-    """A copy of a model's modules, in eval mode and without forward hooks, that holds `weights` or shares the model's.
+    """A copy of a model, in eval mode and without forward hooks, that holds `weights`; by default copies of its own.
 
-    Whatever is tried on the twin (hooks, caches that a forward fills) leaves no trace on the model.
+    Whatever is tried on the copy (hooks, caches that a forward fills, counters that it advances) leaves no trace on the
+    model, as long as `weights` are not the model's own tensors.
 
     Raises:
         SFTeacherError: The model cannot be copied.
     """
-    memo: dict[int, Any] = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
-    if weights is not None:
-        memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
-        memo |= {id(b): weights[n] for n, b in model.named_buffers()}
+    weights = weights or copied_weights(model)
+    memo: dict[int, Any] = {id(b): weights[n] for n, b in model.named_buffers()}
+    memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
@@ -70,6 +72,24 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
 
 
+def copied_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a model's parameters and buffers by name, detached."""
+    return {name: t.detach().clone() for name, t in weights_of(model).items()}
+
+
+@contextlib.contextmanager
+def rng_kept(model: nn.Module) -> Iterator[None]:
+    """Put the random numbers of torch (on the CPU and the model's devices), numpy and Python back afterwards."""
+    devices = {t.device.index for t in weights_of(model).values() if t.device.type == 'cuda'}
+    of_numpy, of_python = numpy.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        numpy.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
 def jittered(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Weights for a twin with which the logits depend on the image.
 
@@ -77,11 +97,12 @@ def jittered(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     heads that start at zero. Noise on vectors and on all-zero tensors is enough to wake them.
     """
     generator = torch.Generator().manual_seed(0)
-    values = {name: b.to(dtype) if b.is_floating_point() else b for name, b in model.named_buffers()}
+    values = {name: b.detach().to(dtype if b.is_floating_point() else b.dtype, copy=True)
+              for name, b in model.named_buffers()}
     shared: dict[int, torch.Tensor] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if id(p) not in shared:
-            shared[id(p)] = p.detach().to(dtype) if p.is_floating_point() else p.detach()
+            shared[id(p)] = p.detach().to(dtype if p.is_floating_point() else p.dtype, copy=True)
             if p.is_floating_point() and (p.ndim <= 1 or not p.any()):
                 noise = torch.randn(p.shape, generator=generator, dtype=dtype, device='cpu')
                 shared[id(p)] = shared[id(p)] + 0.1 * noise.to(p.device)
@@ -93,8 +114,6 @@ def calibrate(copied: nn.Module, images: torch.Tensor) -> None:
     """Give a twin's batch norms the statistics of `images`, without which a deep fresh model drowns its input."""
     norms = [m for m in copied.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for m in norms:
-        for name in ('running_mean', 'running_var'):
-            setattr(m, name, getattr(m, name).clone())
         m.training, m.momentum = True, 1.
     with torch.no_grad():
         copied(images)
@@ -145,7 +164,7 @@ class Trace:
             return output if name in cuts else None
 
         x = dummy_image(model, input_size).requires_grad_()
-        copied = twin(model, {name: t.detach() for name, t in weights_of(model).items()})
+        copied = twin(model)
         self._names = {id(p): name for name, p in copied.named_parameters()}
         with torch.enable_grad(), _nothing_saved(), hooked(copied, record):
             above: Any = x.view_as(x).grad_fn

@@ -1,6 +1,11 @@
 """What must hold for every architecture, as teacher and as student; shared by the tests and the support table."""
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import timm
 import torch
 from torch import nn
@@ -18,13 +23,39 @@ Size = tuple[int, int, int]
 DRAW_EARLY = {'VisionTransformerRelPos'}
 
 
+@contextlib.contextmanager
+def unchanged(*models: nn.Module) -> Iterator[None]:
+    """Nothing of the models changes: tensors, flags, gradients, hooks, attributes; nor any random state."""
+    before = [_state(model) for model in models]
+    rng = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tobytes()
+    yield
+    assert torch.equal(torch.get_rng_state(), rng[0]), "torch's random state has changed"
+    assert (random.getstate(), numpy.random.get_state()[1].tobytes()) == rng[1:], 'a random state has changed'
+    for model, old in zip(models, before, strict=True):
+        new = _state(model)
+        assert new.keys() == old.keys()
+        changed = [f'{name}: {old[name]} -> {new[name]}' for name in old if new[name] != old[name]]
+        assert not changed, f'{type(model).__name__} has changed: {changed[:5]}'
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """What can be told apart of a model, by name, in values that compare."""
+    def value(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return id(x), x._version, x.requires_grad, id(x.grad), hashlib.sha256(
+                x.detach().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+        if isinstance(x, dict | list | tuple | set):
+            return type(x), [value(item) for item in (x.items() if isinstance(x, dict) else x)]
+        return x if isinstance(x, str | int | float | None) else id(x)
+
+    return {f'{path}/{key}': value(x) for path, module in model.named_modules() for key, x in vars(module).items()}
+
+
 def check_teacher(teacher: nn.Module, input_size: Size) -> sf_teacher.StudentFriendlyTask:
     """A teacher's logits are bit for bit its own, in eval and train mode, and every parameter gets a gradient."""
     student = timm.create_model('test_resnet', num_classes=10)
-    state = {k: v.clone() for k, v in teacher.state_dict().items()}
-    task = sf_teacher.wrap(teacher, student, input_size=input_size)
-    for k, v in teacher.state_dict().items():
-        assert torch.equal(v, state[k]), f'wrapping changed {k}'
+    with unchanged(teacher, student):
+        task = sf_teacher.wrap(teacher, student, input_size=input_size)
     check_own_logits(task, input_size)
     check_step(task, input_size)
     return task
@@ -70,8 +101,10 @@ def check_student(student: nn.Module, input_size: Size) -> tuple[list[Boundary],
     chosen = default_boundaries(boundaries)
     for boundary in boundaries if len(boundaries) <= 6 else {id(b): b for b in (boundaries[0], *chosen)}.values():
         check_tail(student, boundary, trace, input_size)
-    check_step(sf_teacher.wrap(timm.create_model('test_resnet', num_classes=10), student, input_size=input_size),
-               input_size)
+    teacher = timm.create_model('test_resnet', num_classes=10)
+    with unchanged(teacher, student):
+        task = sf_teacher.wrap(teacher, student, input_size=input_size)
+    check_step(task, input_size)
     return boundaries, chosen
 
 

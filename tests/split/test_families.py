@@ -43,14 +43,14 @@ def check_family(module):
 
 def test_the_check_catches_a_tail_that_is_slightly_wrong(monkeypatch):
     """RoPE lost in eva was 1e-3 off in a prototype: the float64 comparison must see less than that."""
-    import sf_teacher.split.tails
     from sf_teacher.errors import BoundaryError
+    from sf_teacher.split import tails
     from sf_teacher.split.split_points import student_boundaries
     from sf_teacher.split.tail_check import check_tails
     model, input_size = build_small('test_vit')
     boundaries, trace = student_boundaries(model, input_size)
-    tail = sf_teacher.tails.Tail(model, boundaries[0].cut, trace)
-    original = sf_teacher.tails.Tail.forward
-    monkeypatch.setattr(sf_teacher.tails.Tail, 'forward', lambda self, *f: original(self, *f) * (1 + 1e-7))
+    tail = tails.Tail(model, boundaries[0].cut, trace)
+    original = tails.Tail.forward
+    monkeypatch.setattr(tails.Tail, 'forward', lambda self, *f: original(self, *f) * (1 + 1e-7))
     with pytest.raises(BoundaryError, match='does not reproduce the logits'):
         check_tails(trace, [tail])

@@ -1,6 +1,8 @@
 """Models that timm did not build, by module paths; and what is refused, with its message."""
 import copy
+import random
 
+import numpy
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ from sf_teacher import BoundaryError, SFTeacherError
 from sf_teacher.split.split_points import student_boundaries
 from sf_teacher.split.teacher_taps import forward_with_maps
 from sf_teacher.split.trace import dummy_image, jittered
-from tests.split.family_checks import check_step, check_tail
+from tests.split.family_checks import check_step, check_tail, unchanged
 
 SIZE = (3, 32, 32)
 
@@ -117,6 +119,41 @@ def test_users_hooks_are_kept_and_fire_only_in_real_forwards():
     assert not seen and handle.id in teacher.layer2._forward_hooks
     task(torch.randn(2, *SIZE), torch.tensor([1, 2]))
     assert len(seen) == 1
+
+
+class Stateful(Plain):
+    """Counts its forwards, limits a weight's norm and draws numbers, also in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('forwards', torch.tensor(0))
+
+    def forward(self, x):
+        self.forwards += 1
+        self.head.weight.data.renorm_(2, 0, 0.1)
+        torch.rand(1), numpy.random.rand(), random.random()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize('build', [Stateful, lambda: net('repvgg_a0'), lambda: net('efficientnet_b0')],
+                         ids=['stateful', 'repvgg', 'efficientnet'])
+def test_wrap_changes_nothing_that_it_is_given(build):
+    """The fresh RepVGG and EfficientNet hide the image, so that the check of their tails sets batch norm statistics."""
+    first, second = build(), build().eval()
+    next(first.children()).eval()
+    next(second.parameters()).requires_grad_(False)
+    boundaries = [('second', 'second')] if isinstance(first, Stateful) else None
+    with unchanged(first, second):
+        sf_teacher.wrap(first, second, boundaries=boundaries, input_size=SIZE)
+
+
+def test_the_comparison_before_and_after_sees_what_changes():
+    for change in (lambda m: m.second.bias.data.add_(1), lambda m: m.first[1].num_batches_tracked.add_(1),
+                   lambda m: m.relu.eval(), lambda m: m.head.requires_grad_(False), lambda m: torch.rand(1),
+                   lambda m: m.stem.register_forward_pre_hook(print), lambda m: setattr(m, 'cache', 1)):
+        model = Plain()
+        with pytest.raises(AssertionError), unchanged(model):
+            change(model)
 
 
 def named(task):
