@@ -1,10 +1,13 @@
 """What is installed, seen from outside the checkout: by a wheel in a clean environment, and by the editable install."""
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -14,6 +17,8 @@ import pytest
 from sf_teacher.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+DISTRIBUTIONS = {'PIL': 'pillow', 'sklearn': 'scikit-learn', 'yaml': 'pyyaml'}     # where the import's name differs
 SOURCES = ('pyproject.toml', 'setup.cfg', 'README.md', 'LICENSE', 'sf_teacher', 'adapters')
 
 LOOK = """
@@ -93,3 +98,48 @@ def test_this_environment(tmp_path):
     if Path(found['package']).is_relative_to(ROOT):
         assert Path(found['adapters']) == ROOT / 'adapters' / '__init__.py'
     assert (Path(sysconfig.get_path('scripts')) / 'sf-teacher').is_file()
+
+
+def declared(*extras):
+    """Distributions by `dependencies` and these extras, our own extras resolved."""
+    found = set()
+    for requirement in [*(PROJECT['dependencies']), *(r for e in extras for r in PROJECT['optional-dependencies'][e])]:
+        name, _, rest = re.match(r'([\w.-]+)(\[([\w,-]+)\])?', requirement).group(1, 2, 3)
+        found |= declared(*rest.split(',')) if name == PROJECT['name'] else {name.lower().replace('_', '-')}
+    return found
+
+
+def imported(folder, deferred):
+    """Distributions imported below `folder`, with those inside functions and `if` blocks where `deferred`."""
+    own = {'sf_teacher', 'tests', 'own_models'}     # the last is written by a test
+    if folder in ('examples', 'tests'):
+        own |= {path.stem for path in (ROOT / 'examples').rglob('*.py')}       # scripts beside each other
+    found = {}
+    for path in (ROOT / folder).rglob('*.py'):
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        for node in ast.walk(tree) if deferred else tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in {name.partition('.')[0] for name in names} - sys.stdlib_module_names - own:
+                found.setdefault(DISTRIBUTIONS.get(name, name).lower().replace('_', '-'), []).append(path.name)
+    return found
+
+
+@pytest.mark.parametrize(('folder', 'deferred', 'extras'), [
+    ('sf_teacher', False, ()),      # what importing a module of ours needs is always installed
+    ('sf_teacher', True, PROJECT['optional-dependencies']),
+    ('adapters', True, ('torchdistill',)),
+    ('examples', True, ('examples', 'torchdistill')),
+    ('docs', True, ('test',)),
+    ('tests', True, ('test',)),
+])
+def test_every_direct_import_is_declared(folder, deferred, extras):
+    found = imported(folder, deferred)
+    assert 'timm' in found and (folder != 'adapters' or 'torchdistill' in found)
+    assert not {name: files for name, files in found.items() if name not in declared(*extras)}
+
+
+def test_extras_lead_somewhere():
+    assert {'scikit-learn', 'torchdistill', 'pytest', 'ruff'} <= declared('dev')
+    assert 'torchdistill' not in declared('examples') and 'matplotlib' not in declared()
