@@ -1,5 +1,6 @@
 """Checks of what a user passes in, made before anything is built or trained."""
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,30 @@ def check_model(model: nn.Module, role: str) -> None:
         raise SFTeacherError(f'{what} was built with num_classes=0 and gives no logits: build it with num_classes=K')
     if next(model.parameters(), None) is None:
         raise SFTeacherError(f'{what} has no parameters to train')
+
+
+def logits_of(model: nn.Module, output: Any) -> torch.Tensor:
+    """The logits [B, K] in what a model returned.
+
+    A tensor is what it is. Known beside it are fields of which one is called ``logits`` (torchvision's GoogLeNet and
+    Inception with auxiliary heads, in train mode), logits and a dictionary of features (mdistiller), and the pair of
+    heads of timm's distilled models after ``set_distilled_training(True)``, whose mean they return in eval mode.
+
+    Raises:
+        SFTeacherError: It is something else.
+    """
+    logits = getattr(output, 'logits', output)
+    if isinstance(logits, tuple | list) and logits and isinstance(logits[0], torch.Tensor):
+        if len(logits) == 2 and hasattr(model, 'set_distilled_training'):
+            logits = (logits[0] + logits[1]) / 2
+        elif all(isinstance(other, dict) for other in logits[1:]):
+            logits = logits[0]
+    if isinstance(logits, torch.Tensor) and logits.ndim == 2:
+        return logits
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(output).__name__
+    raise SFTeacherError(f'{type(model).__name__} must return logits [B, K], one tensor; it returns {found} in '
+                         f'{"train" if model.training else "eval"} mode. Switch further heads off (e.g. '
+                         f'aux_logits=False), or return the logits alone')
 
 
 def check_size(input_size: Sequence[int]) -> tuple[int, int, int]:

@@ -9,9 +9,9 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-import sf_teacher.split.tail_check
 from sf_teacher import SFTN, BoundaryError
 from sf_teacher.functional import joint_loss
+from sf_teacher.split import tail_check
 from sf_teacher.split.split_points import student_boundaries
 from sf_teacher.split.tail_check import check_tails
 from sf_teacher.split.tails import Tail
@@ -91,8 +91,8 @@ def test_tails_for_large_images_are_checked_on_small_ones(name, kwargs, monkeypa
     boundaries, trace = student_boundaries(student, size)
     tail = Tail(student, boundaries[0].cut, trace)
     constants = {n: b.clone() for n, b in tail.named_buffers()}
-    compare, sizes = sf_teacher.tail_check._compare, []
-    monkeypatch.setattr(sf_teacher.tail_check, '_compare', lambda at, *args, **kwargs: (
+    compare, sizes = tail_check._compare, []
+    monkeypatch.setattr(tail_check, '_compare', lambda at, *args, **kwargs: (
         sizes.append(at.input_size), compare(at, *args, **kwargs)))
     check_tails(trace, [tail])
     assert sizes == [(3, size[1] // 3, size[2] // 3) if 'deepseek' in name else (3, 96, 96)]

@@ -3,13 +3,35 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import BoundaryError, SFTeacherError
 from .layouts import Layout
-from .trace import Cut
+from .trace import Cut, tensors
 
 Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which tensor of a model a boundary is, as users name it: ``module``, ``module:output``, ``module:layout``.
+
+    Args:
+        name: What the user wrote, e.g. ``layer1:0`` or ``stages.2:0:NHWC``.
+        module: Module path.
+        output: Position among the tensors that the module returns; None where it returns one.
+        kind: ``"NCHW"`` or ``"NHWC"``, where the user said so.
+    """
+    name: str
+    module: str
+    output: int | None = None
+    kind: str | None = None
+
+    def pick(self, output: Any) -> list[torch.Tensor]:
+        """The tensors of this place in what the module returned; empty where it returned fewer."""
+        found = tensors(output)
+        return found if self.output is None else found[self.output:self.output + 1]
 
 
 @dataclass(frozen=True)
@@ -22,6 +44,7 @@ class Boundary:
         layouts: Layout of each tensor that crosses the boundary; a teacher's is one map, NCHW.
         depth: Share of the model's features up to and including this one, in (0, 1].
         reduction: Height of the image over that of the map, as measured.
+        place: Which tensor it is, for a boundary given by module path.
         cut: For a student, what lies behind the boundary.
         written: Whether the model overwrites the feature later, so that branches need a copy of it.
     """
@@ -30,6 +53,7 @@ class Boundary:
     layouts: tuple[Layout, ...]
     depth: float = math.nan
     reduction: float = math.nan
+    place: Place | None = None
     cut: Cut | None = None
     written: bool = False
 
@@ -79,8 +103,25 @@ def has_module(model: nn.Module, name: str) -> bool:
     return True
 
 
-def check_module(model: nn.Module, name: str) -> None:
-    """Raise BoundaryError with the names that exist, if a model has no module of this name."""
+def find_place(model: nn.Module, name: str) -> Place:
+    """The place that a user names.
+
+    Raises:
+        BoundaryError: There is no such module; the message has those that exist.
+    """
+    if name and has_module(model, name):
+        return Place(name, name)
+    module, *rest = name.split(':')
+    kind = rest.pop() if rest and rest[-1] in ('NCHW', 'NHWC') else None
+    if len(rest) > 1 or not all(part.isascii() and part.isdigit() for part in rest):
+        raise BoundaryError(f'{name!r} does not name a boundary of {type(model).__name__}: behind the name of a module '
+                            f'may follow the position among the tensors that it returns, and NCHW or NHWC, as in '
+                            f"'layer1:0', 'stages.2:NHWC' or 'layer1:0:NHWC'")
+    _check_module(model, module)
+    return Place(name, module, int(rest[0]) if rest else None, kind)
+
+
+def _check_module(model: nn.Module, name: str) -> None:
     parent = ''
     for part in name.split('.') if name else ['']:
         children = [n for n, _ in model.get_submodule(parent).named_children()]

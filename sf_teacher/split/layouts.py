@@ -1,5 +1,6 @@
 """How a feature tensor of any architecture relates to a map [B, C, H, W]."""
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,25 +119,40 @@ def _token_order(raw: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None
     return torch.cdist(raw.double(), tokens.double()).argmin(1)
 
 
-def infer_layout(raw: torch.Tensor, input_size: tuple[int, int, int], where: str) -> Layout:
+def map_kinds(shape: Sequence[int], input_size: tuple[int, int, int]) -> list[str]:
+    """Of ``"NCHW"`` and ``"NHWC"`` those in which a shape of four dimensions is a map of the image's aspect ratio."""
+    _, height, width = input_size
+    sides = {'NCHW': (shape[2], shape[3]), 'NHWC': (shape[1], shape[2])}
+    return [kind for kind, (h, w) in sides.items() if abs(h * width - w * height) <= max(height, width)]
+
+
+def infer_layout(raw: torch.Tensor, input_size: tuple[int, int, int], where: str, kind: str | None = None) -> Layout:
     """Tell the layout of a feature from its shape alone, for modules that timm does not describe.
 
     Four dimensions are NCHW unless only NHWC gives a map with the input's aspect ratio; three are tokens, of which
     the fewest (up to 5) are prefix tokens that leave a grid of that aspect ratio; two are a vector.
 
+    Args:
+        raw: The feature of one image.
+        input_size: (C, H, W) of the image.
+        where: What the feature is, for the error.
+        kind: ``"NCHW"`` or ``"NHWC"`` where that is known.
+
     Raises:
-        BoundaryError: The shape is none of these.
+        BoundaryError: The shape is none of these, or it fits both NCHW and NHWC.
     """
     signed, shape = raw.is_meta or bool((raw < 0).any()), tuple(raw.shape)
     _, height, width = input_size
-
-    def same_aspect(h: int, w: int) -> bool:
-        return abs(h * width - w * height) <= max(height, width)
-
     if raw.ndim == 4 and shape[0] == 1:
-        if not same_aspect(shape[2], shape[3]) and same_aspect(shape[1], shape[2]):
+        kinds = [kind] if kind else map_kinds(shape, input_size)
+        if len(kinds) == 2:
+            raise BoundaryError(f'{where} returns a tensor of shape {shape} for one image, which may be [1, C, H, W] '
+                                f'or [1, H, W, C]: say which by :NCHW or :NHWC behind its name in `boundaries`')
+        if kinds == ['NHWC']:
             return Layout('NHWC', shape[3], (shape[1], shape[2]), signed=signed)
         return Layout('NCHW', shape[1], (shape[2], shape[3]), signed=signed)
+    if kind:
+        raise BoundaryError(f'{where} returns a tensor of shape {shape} for one image, which is not a map in {kind}')
     if raw.ndim == 3:
         return _infer_tokens(shape, (height, width), signed)
     if raw.ndim == 2 and shape[0] == 1:

@@ -7,9 +7,19 @@ import torch
 from torch import nn
 
 from ..errors import BoundaryError, SFTeacherError
-from .boundaries import Boundary, Size, check_module, depths, feature_info, has_module, no_features, refused_image
-from .layouts import Layout, Sample, infer_layout, match_layout
-from .teacher_taps import features
+from .boundaries import (
+    Boundary,
+    Place,
+    Size,
+    depths,
+    feature_info,
+    find_place,
+    has_module,
+    no_features,
+    refused_image,
+)
+from .layouts import Layout, Sample, match_layout
+from .teacher_taps import features, layout_at
 from .trace import Cut, Trace, dummy_image, hooked, jittered, rng_kept, tensors, twin
 
 
@@ -28,7 +38,7 @@ def student_boundaries(
     Args:
         model: The student.
         input_size: (C, H, W).
-        names: Module paths; None for all of timm's features.
+        names: Module paths, see `Place`; None for all of timm's features.
 
     Returns:
         The boundaries and the recorded forward that tails are built from. Features that are no cut are left out.
@@ -38,14 +48,13 @@ def student_boundaries(
     """
     if names is None and not feature_info(model):
         raise BoundaryError(no_features(model, 'student'))
-    for name in names or ():
-        check_module(model, name)
+    places = [find_place(model, name) for name in names or ()]
     matches: list[dict[str, Layout]] = []
     try:
         with rng_kept(model):
             if feature_info(model):
                 matches = _match_features(model, input_size)
-            cuts = {name for match in matches for name in match} | set(names or ())
+            cuts = {name for match in matches for name in match} | {place.module for place in places}
             cuts |= {m for m in (f.get('module') for f in feature_info(model)) if m and has_module(model, m)}
             trace = Trace(model, input_size, cuts)
     except SFTeacherError:
@@ -54,7 +63,8 @@ def student_boundaries(
         raise SFTeacherError(refused_image(model, input_size, error)) from error
     known = {name: layout for match in matches for name, layout in match.items()}
     if names is not None:
-        return [_measured(Boundary(name, None, (), cut=trace.cut((name,))), trace, known) for name in names], trace
+        named = [Boundary(p.name, None, (), place=p, cut=trace.cut((p.module,), p.output)) for p in places]
+        return [_measured(boundary, trace, known) for boundary in named], trace
     found: list[Boundary] = []
     for index, (match, depth) in enumerate(zip(matches, depths(model), strict=True)):
         cut = _find_cut(model, index, match, trace)
@@ -110,7 +120,7 @@ def _measured(boundary: Boundary, trace: Trace, known: dict[str, Layout]) -> Bou
     layouts: list[Layout] = []
     for name in cut.modules:
         raws = cut.features(trace.calls[name][0])
-        where = f'{name!r} of {type(trace.model).__name__}'
+        place = boundary.place or Place(name, name)
         layouts += [known[name]] if name in known and len(raws) == 1 else \
-            [infer_layout(t, trace.input_size, where) for t in raws]
+            [layout_at(trace.model, place, t, trace.input_size) for t in raws]
     return replace(boundary, layouts=tuple(layouts), reduction=trace.input_size[1] / layouts[0].size[0])

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import logits_of
 from ..errors import BoundaryError
 from .tails import Tail
 from .trace import Trace, calibrate, dummy_image, hooked, jittered, rng_kept, tensors, twin, weights_of
@@ -56,10 +57,10 @@ def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, s
         return (logits[0] - logits[1]).abs().max().item() > share * logits.abs().max().item()
 
     with torch.no_grad(), hooked(model, capture, {name for tail in tails for name in tail.boundary}):
-        expected = tensors(model(images))[0]
+        expected = logits_of(model, model(images))
         if not differ(expected, 1e-3):      # a deep fresh model drowns its input
             calibrate(model, images)    # in place, so that `values` has the statistics
-            expected = tensors(model(images))[0]
+            expected = logits_of(model, model(images))
     if not differ(expected, sensitivity):
         raise BoundaryError(f'{type(model).__name__} gives the same logits for different images, so that no tail can '
                             f'be checked. Choose another module in `boundaries`.')
@@ -73,11 +74,11 @@ def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, s
         copied = twin(tail, own)
         try:
             if trace.input_size != tail.input_size:
-                copied.answer_as(trace.cut(tail.boundary), trace)
+                copied.answer_as(trace.cut(tail.boundary, tail.output), trace)
                 if copied.features != tail.features or copied.state_dict().keys() != tail.state_dict().keys():
                     raise RuntimeError('another tail at another size')
             with torch.no_grad():
-                logits = tensors(copied(*features))[0]
+                logits = copied(*features)
         except Exception as error:
             raise BoundaryError(f'{where} does not run ({type(error).__name__}: {error}). Choose another module in '
                                 f'`boundaries`.') from error

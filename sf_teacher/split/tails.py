@@ -6,13 +6,14 @@ to the batch; the boundary answers with the feature that the caller passes in.
 """
 import copy
 import functools
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from ..checks import logits_of
 from ..errors import SFTeacherError
 from .trace import Call, Cut, Trace, drop_hooks
 
@@ -31,7 +32,7 @@ class Tail(nn.Module):
 
     Shape:
         - features: one tensor for each that the boundary's modules return, batch first, in their layouts.
-        - output: what the student returns, usually logits [B, K].
+        - output: the student's logits [B, K].
     """
 
     def __init__(self, model: nn.Module, cut: Cut, trace: Trace) -> None:
@@ -40,7 +41,7 @@ class Tail(nn.Module):
             raise SFTeacherError(
                 f'{type(model).__name__} has gradient checkpointing on, which walks over modules that its tail does '
                 f'not have. Call student.set_grad_checkpointing(False); on the teacher it may stay on.')
-        self.boundary, self._slot = cut.modules, _Slot()
+        self.boundary, self.output, self._slot = cut.modules, cut.output, _Slot()
         before = _modules_before(model, cut, trace)
         weights = [t for name in before for t in (*_at(model, name).parameters(), *_at(model, name).buffers())]
         inside = tuple(f'{name}.' for name in cut.modules)
@@ -62,7 +63,7 @@ class Tail(nn.Module):
             _stub(_at(self.model, name), name, trace.calls[name][0], trace, self, cut.nodes)
         self._slot.rows = cut.features(trace.calls[cut.modules[0]][0])[0].shape[0]
 
-    def forward(self, *features: torch.Tensor) -> Any:
+    def forward(self, *features: torch.Tensor) -> torch.Tensor:
         slot, batch = self._slot, features[0].shape[0] // self._slot.rows
         if slot.features:
             raise RuntimeError('two forwards of one tail at a time: use DistributedDataParallel, not DataParallel')
@@ -77,8 +78,8 @@ class Tail(nn.Module):
         finally:
             slot.features = ()
 
-    def _run(self, like: torch.Tensor, batch: int) -> Any:
-        return self.model(like.new_zeros(()).expand(batch, *self.input_size))
+    def _run(self, like: torch.Tensor, batch: int) -> torch.Tensor:
+        return logits_of(self.model, self.model(like.new_zeros(()).expand(batch, *self.input_size)))
 
     def extra_repr(self) -> str:
         return f'after {", ".join(self.boundary)}'
@@ -138,16 +139,38 @@ def _at(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name)
 
 
-def _clear(module: nn.Module) -> None:
-    """Empty a module in place, so that its plain attributes (patch sizes, grids) stay readable."""
-    for registry in (module._parameters, module._buffers, module._modules):
-        registry.clear()
+def _clear(module: nn.Module, kept: Sequence[str] = ()) -> None:
+    """Empty a module in place, so that its plain attributes (patch sizes, grids) stay readable; submodules at the
+    paths `kept` stay, as empty as the module."""
+    module._parameters.clear()
+    module._buffers.clear()
+    for name, child in list(module.named_children()):
+        if any(f'{path}.'.startswith(f'{name}.') for path in kept):
+            _clear(child, [path.removeprefix(f'{name}.') for path in kept if path.startswith(f'{name}.')])
+        else:
+            del module._modules[name]
 
 
 def _stub(module: nn.Module, name: str, call: Call, trace: Trace, tail: Tail, features: Set[Any] = frozenset()) -> None:
     """Empty a module and let it answer as it did: tensors whose nodes are `features` with the caller's, those that came
-    from the image with blanks, all others (patch positions) with their values."""
-    _clear(module)
+    from the image with blanks, all others (patch positions) with their values. Submodules that the model also calls
+    from outside the module answer by themselves."""
+    outside = trace.called_later(name)
+    _clear(module, [path.removeprefix(f'{name}.') for path in outside])
+    for path in outside:
+        _answer_as_called(_at(tail.model, path), path, trace.calls[path][-1], trace, tail, frozenset())
+    _answer_as_called(module, name, call, trace, tail, features)
+
+
+def _answer_as_called(
+        module: nn.Module,
+        name: str,
+        call: Call,
+        trace: Trace,
+        tail: Tail,
+        features: Set[Any],
+) -> None:
+    """Give an empty module a forward that answers as in one call, see `_stub`."""
     nodes = iter(enumerate(call.nodes))
 
     def stand_in(leaf: Any) -> Any:

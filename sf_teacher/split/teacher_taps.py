@@ -1,14 +1,26 @@
 """Where a teacher can be tapped, and its features taken along with its logits."""
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..checks import logits_of
 from ..errors import BoundaryError, SFTeacherError
-from .boundaries import Boundary, Size, check_module, depths, feature_info, feature_name, no_features, refused_image
-from .layouts import Layout, infer_layout
-from .trace import dummy_image, hooked, rng_kept, tensors, twin, weights_of
+from .boundaries import (
+    Boundary,
+    Place,
+    Size,
+    depths,
+    feature_info,
+    feature_name,
+    find_place,
+    no_features,
+    refused_image,
+)
+from .layouts import Layout, infer_layout, map_kinds
+from .trace import dummy_image, hooked, rng_kept, twin, weights_of
 
 
 def forward_with_maps(
@@ -32,43 +44,72 @@ def forward_with_maps(
     if all(b.index is not None for b in boundaries):
         indices = [b.index for b in boundaries]
         final, maps = model.forward_intermediates(x, indices=indices, stop_early=False, output_fmt='NCHW')
-        return model.forward_head(final), maps
-    copied = [b.name for b in boundaries if b.written]
+        return logits_of(model, model.forward_head(final)), maps
     got: dict[str, torch.Tensor] = {}
 
     def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        raw = tensors(output)[0]
-        got[name] = raw.clone() if name in copied else raw
+        for b in boundaries:
+            if b.place and b.place.module == name:
+                raw, = b.place.pick(output)
+                got[b.name] = raw.clone() if b.written else raw
 
-    with hooked(model, keep, [b.name for b in boundaries]):
-        logits = model(x)
+    with hooked(model, keep, {b.place.module for b in boundaries if b.place}):
+        logits = logits_of(model, model(x))
     return logits, [b.layouts[0].to_map(got[b.name]) for b in boundaries]
 
 
 def features(model: Any, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
     """Logits and all of timm's maps."""
     final, maps = model.forward_intermediates(x, stop_early=False, output_fmt='NCHW')
-    return model.forward_head(final), maps
+    return logits_of(model, model.forward_head(final)), maps
 
 
-def _outputs(model: nn.Module, names: Sequence[str], x: torch.Tensor) -> tuple[Any, dict[str, tuple]]:
-    """Logits, and by name, in order of execution, a module's output and whether it was overwritten afterwards."""
-    got: dict[str, list[Any]] = {}
+def _outputs(model: nn.Module, places: Sequence[Place], x: torch.Tensor) -> tuple[torch.Tensor, dict[Place, tuple]]:
+    """Logits, and by place, in order of execution, the tensor there and whether it was modified in place afterwards."""
+    got: dict[Place, list[Any]] = {}
+    calls = dict.fromkeys((place.module for place in places), 0)
 
     def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        got.setdefault(name, []).extend([(t, t._version) for t in tensors(output)])
         calls[name] += 1
+        for place in places:
+            if place.module == name:
+                got.setdefault(place, []).extend([(t, t._version) for t in place.pick(output)])
 
-    calls = dict.fromkeys(names, 0)
-    with hooked(model, keep, names):
-        logits = model(x)
-    for name in names:
-        if calls[name] != 1 or len(got[name]) != 1:
-            found = f'is called {calls[name]} times in one forward' if calls[name] != 1 else \
-                f'returns {len(got[name])} tensors'
-            raise BoundaryError(f'{name!r} of {type(model).__name__} cannot be a teacher boundary: it {found}; a '
-                                f'boundary is called once and returns one tensor. Choose another in `boundaries`.')
-    return logits, {name: (t, t._version != version) for name, ((t, version),) in got.items()}
+    with hooked(model, keep, calls):
+        logits = logits_of(model, model(x))
+    for place in places:
+        if calls[place.module] != 1 or len(got[place]) != 1:
+            found = f'is called {calls[place.module]} times in one forward' if calls[place.module] != 1 else \
+                'does not return so many tensors' if place.output is not None else f'returns {len(got[place])} tensors'
+            raise BoundaryError(f'{place.name!r} of {type(model).__name__} cannot be a teacher boundary: it {found}; a '
+                                f'boundary is called once and is one tensor. Choose another in `boundaries`, or name '
+                                f"one of several tensors by its position, as in '{place.module}:0'.")
+    return logits, {place: (t, t._version != version) for place, ((t, version),) in got.items()}
+
+
+def layout_at(model: nn.Module, place: Place, raw: torch.Tensor, input_size: Size) -> Layout:
+    """The layout of the feature `raw` at a place, see `infer_layout`.
+
+    A shape that fits both NCHW and NHWC is told by an image twice as wide, where the model runs on one up to there:
+    then the map is wider and the channels are as many as before.
+
+    Raises:
+        BoundaryError: The tensor is not a feature, or its layout is not known.
+    """
+    kind, (channels, height, width) = place.kind, input_size
+    if kind is None and raw.ndim == 4 and len(map_kinds(raw.shape, input_size)) == 2:
+        seen: list[tuple[int, ...]] = []
+
+        def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            seen.extend(tuple(t.shape) for t in place.pick(output) if t.shape != raw.shape)
+
+        copied = twin(model)
+        with suppress(Exception), rng_kept(model), torch.no_grad(), hooked(copied, keep, [place.module]):
+            copied(dummy_image(model, (channels, height, 2 * width)))
+        widened = [b != a for a, b in zip(raw.shape, seen[0], strict=True)] if seen else []
+        kind = 'NCHW' if widened == [False, False, False, True] else \
+            'NHWC' if widened == [False, False, True, False] else None
+    return infer_layout(raw, input_size, f'{place.name!r} of {type(model).__name__}', kind)
 
 
 def teacher_boundaries(
@@ -81,7 +122,7 @@ def teacher_boundaries(
     Args:
         model: The teacher.
         input_size: (C, H, W).
-        names: Module paths; None for all of timm's features.
+        names: Module paths, see `Place`; None for all of timm's features.
 
     Returns:
         The boundaries, in timm's order or in that in which the modules are run, and the logits of the dummy image
@@ -89,10 +130,9 @@ def teacher_boundaries(
     """
     if names is None and not feature_info(model):
         raise BoundaryError(no_features(model, 'teacher'))
-    for name in names or ():
-        check_module(model, name)
+    places = [find_place(model, name) for name in names or ()]
     x = dummy_image(model, input_size)
-    run: Any = features if names is None else lambda model, x: _outputs(model, names, x)
+    run: Any = features if names is None else lambda model, x: _outputs(model, places, x)
     with rng_kept(model), torch.no_grad():
         try:
             on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
@@ -112,12 +152,11 @@ def teacher_boundaries(
                  for i, (layout, depth) in enumerate(zip(layouts, depths(model), strict=True))]
     else:
         found = []
-        for name, (raw, written) in maps.items():
-            where = f'{name!r} of {type(model).__name__}'
-            layout = infer_layout(raw, input_size, where)
+        for place, (raw, written) in maps.items():
+            layout = layout_at(model, place, raw, input_size)
             if layout.rows > 1:
-                raise BoundaryError(f'{where} cannot be a teacher boundary: for one image it returns '
-                                    f'{tuple(raw.shape)}, patches folded into the batch, whose places in the image '
-                                    f'its shape does not tell. Choose another in `boundaries`.')
-            found.append(Boundary(name, None, (layout,), written=written))
+                raise BoundaryError(f'{place.name!r} of {type(model).__name__} cannot be a teacher boundary: for one '
+                                    f'image it returns {tuple(raw.shape)}, patches folded into the batch, whose places '
+                                    f'in the image its shape does not tell. Choose another in `boundaries`.')
+            found.append(Boundary(place.name, None, (layout,), place=place, written=written))
     return found, logits

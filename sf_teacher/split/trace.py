@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..checks import logits_of
 from ..errors import BoundaryError, SFTeacherError
 
 Model = TypeVar('Model', bound=nn.Module)
@@ -131,6 +132,7 @@ class Call:
     """What a module returned in one call."""
     output: Any             # detached; on meta what came from the image, but at a module that may become a boundary
     nodes: tuple[Any, ...]  # autograd node of each tensor in the output, or None
+    index: int              # how many calls of modules had ended before
 
 
 class Trace:
@@ -148,7 +150,7 @@ class Trace:
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int], cuts: Iterable[str]) -> None:
         self.model, self.input_size = model, input_size
         self.calls: dict[str, list[Call]] = defaultdict(list)
-        cuts = set(cuts)
+        cuts, order = set(cuts), itertools.count()
 
         def record(name: str, module: nn.Module, args: Any, output: Any) -> Any:
             if name in cuts:
@@ -160,7 +162,8 @@ class Trace:
                 shape_only = name not in cuts and self.is_from_image(t.grad_fn)
                 return t.detach().to('meta') if shape_only else t.detach()
 
-            self.calls[name].append(Call(tree_map(kept, output), tuple(t.grad_fn for t in tensors(output))))
+            nodes = tuple(t.grad_fn for t in tensors(output))
+            self.calls[name].append(Call(tree_map(kept, output), nodes, next(order)))
             return output if name in cuts else None
 
         x = dummy_image(model, input_size).requires_grad_()
@@ -170,8 +173,13 @@ class Trace:
             above: Any = x.view_as(x).grad_fn
             self._image = above.next_functions[0][0]
             self._from_image = {self._image: True}
-            self.logits = tensors(copied(x))
-        self._roots = [t.grad_fn for t in self.logits if t.grad_fn is not None]
+            self.logits = logits_of(copied, copied(x))
+        self._roots = [self.logits.grad_fn] if self.logits.grad_fn is not None else []
+
+    def called_later(self, name: str) -> list[str]:
+        """Submodules that are called once more after their parent `name` has returned."""
+        end = self.calls[name][-1].index
+        return [n for n, calls in self.calls.items() if n.startswith(f'{name}.') and calls[-1].index > end]
 
     def depends_on_image(self, call: Call) -> bool:
         """Whether any tensor of the call was computed from the image."""
@@ -188,8 +196,12 @@ class Trace:
             stack += unknown
         return self._from_image.get(node, False)
 
-    def cut(self, names: tuple[str, ...]) -> 'Cut':
+    def cut(self, names: tuple[str, ...], output: int | None = None) -> 'Cut':
         """What reaches the logits when the outputs of the modules `names`, together, are replaced by a feature.
+
+        Args:
+            names: Module paths.
+            output: Position of the one tensor to replace, of several that the one module returns; None for all.
 
         Raises:
             BoundaryError: The modules are no cut of the model: called more than once or never, return no tensor that
@@ -207,23 +219,28 @@ class Trace:
                 raise BoundaryError(
                     f'{where} cannot be a boundary: the output of {name!r} does not depend on the image. '
                     f'Choose another module in `boundaries`.')
-            stops.update(filter(self.is_from_image, calls[0].nodes))
-        nodes = _reach(self._roots, stops)
-        if self._image in nodes:
+            nodes = calls[0].nodes
+            if output is not None and output >= len(nodes):
+                raise BoundaryError(f'{where} cannot be a boundary: {name!r} returns {len(nodes)} tensors, counted '
+                                    f'from 0, and there is none at position {output}.')
+            stops.update(filter(self.is_from_image, nodes if output is None else nodes[output:output + 1]))
+        reached = _reach(self._roots, stops)
+        if self._image in reached:
             raise BoundaryError(
                 f'{where} cannot be a boundary: the image also reaches the logits around it (a module inside a '
                 f'residual block, or one of several streams). Choose a module through which everything passes.')
-        if not stops & nodes:
+        if not stops & reached:
             raise BoundaryError(
                 f'{where} cannot be a boundary: the logits do not depend on it. Choose another module in `boundaries`.')
-        reached = {id(node.variable) for node in nodes if hasattr(node, 'variable')}
-        return Cut(names, {name for i, name in self._names.items() if i in reached}, nodes)
+        weights = {id(node.variable) for node in reached if hasattr(node, 'variable')}
+        return Cut(names, output, {name for i, name in self._names.items() if i in weights}, reached)
 
 
 @dataclass(frozen=True)
 class Cut:
     """A valid boundary: the modules whose outputs it replaces, and what lies between it and the logits."""
     modules: tuple[str, ...]
+    output: int | None      # position of the one tensor replaced; None for all that the logits need
     parameters: set[str]    # names of the parameters between the boundary and the logits
     nodes: set[Any]         # autograd nodes between them, the boundary's own included
 

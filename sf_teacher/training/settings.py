@@ -129,7 +129,7 @@ class TeacherRun(DataConfig, TrainConfig):
     method: str = option('sftn', "name of the method, or 'none': a standard teacher")
     method_kwargs: dict[str, Any] = option({}, 'settings of the method, e.g. kl_weight=1. temperature=4.')
     boundaries: tuple[str, ...] | None = option(
-        None, "where branches go: TEACHER or TEACHER:STUDENT, timm's indices or module paths (default: chosen)")
+        None, "where branches go: TEACHER or TEACHER=STUDENT, timm's indices or module paths (default: chosen)")
     pretrained: bool = option(False, 'start the teacher from pretrained weights, as local-dir:FOLDER always does')
     model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
     student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
@@ -141,12 +141,23 @@ class TeacherRun(DataConfig, TrainConfig):
 
 
 def parse_boundaries(texts: Sequence[str] | None) -> list[Any] | None:
-    """Boundaries as `wrap` takes them, from ``TEACHER`` or ``TEACHER:STUDENT`` each."""
-    def key(text: str) -> int | str:
-        return int(text) if text.isdigit() else text
+    """Boundaries as `wrap` takes them, from ``TEACHER`` or ``TEACHER=STUDENT`` each.
 
-    pairs = [tuple(map(key, text.split(':', 1))) for text in texts or ()]
-    return [pair if len(pair) == 2 else pair[0] for pair in pairs] or None
+    Where no name has a colon of its own (``layer1:0``, an output of a module), ``TEACHER:STUDENT`` does as well; a
+    teacher's name with a colon that goes alone ends in ``=``.
+
+    Raises:
+        SFTeacherError: A text can be read in several ways.
+    """
+    def pair(text: str) -> tuple[str, ...]:
+        parts = text.removesuffix('=').split('=') if '=' in text else text.split(':')
+        if len(parts) > 2 or not all(parts):
+            raise SFTeacherError(f'boundaries: {text!r} is not TEACHER, TEACHER=STUDENT or TEACHER:STUDENT; where a '
+                                 f"name has a colon, write 'layer1:0=layer2:0', or 'layer1:0=' for a teacher's alone")
+        return tuple(parts)
+
+    keys = [tuple(int(name) if name.isdigit() else name for name in pair(text)) for text in texts or ()]
+    return [names if len(names) == 2 else names[0] for names in keys] or None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import sf_teacher
+from sf_teacher.checks import logits_of
 from sf_teacher.split.boundaries import Boundary
 from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.split.split_points import student_boundaries
@@ -68,7 +69,7 @@ def check_own_logits(task: sf_teacher.StudentFriendlyTask, input_size: Size) -> 
     for mode in (False, True):
         task.train(mode)
         torch.manual_seed(0)
-        expected = teacher(images)
+        expected = logits_of(teacher, teacher(images))
         teacher.load_state_dict(state)
         torch.manual_seed(0)
         assert torch.equal(task(images, labels)['output'], expected), f'other logits, training={mode}'
