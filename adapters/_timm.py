@@ -1,5 +1,4 @@
 """Models for every adapter: built by timm, and never a teacher with random weights."""
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -8,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from sf_teacher import SFTeacherError
+from sf_teacher import SFTeacherError, check_folder
 
 LOCAL = 'local-dir:'
 
@@ -53,6 +52,8 @@ def build_teacher(
 
 def build_model(model_name: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model``, with errors that say what was asked for."""
+    if model_name.lower().startswith(LOCAL):
+        check_folder(model_name)
     try:
         return timm.create_model(model_name, **kwargs)
     except Exception as error:
@@ -71,7 +72,7 @@ def _check_folder(folder: Path, num_classes: int | None) -> int:
         what = 'does not exist' if not folder.exists() else 'holds no config.json, so it is no exported teacher'
         raise SFTeacherError(f'model_name \'{LOCAL}{folder}\': {folder.absolute()} {what}. Give the folder that '
                              f'`sf-teacher export` wrote')
-    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    config = check_folder(folder)
     if 'architecture' not in config:
         raise SFTeacherError(f'{folder / "config.json"}: timm cannot build this teacher by name, it was exported with '
                              f'factory={config.get("factory")!r}. Build it with that function and teacher.pth')

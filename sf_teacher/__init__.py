@@ -11,7 +11,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .exporting.exporter import export
-    from .exporting.verify import verify
+    from .exporting.verify import check_folder, verify
     from .factory import wrap
     from .kd_task import StudentFriendlyKDTask
     from .methods import GTN, SFTN, TESKD, Method
@@ -27,6 +27,7 @@ __all__ = [
     'StudentFriendlyKDTask',
     'StudentFriendlyTask',
     '__version__',
+    'check_folder',
     'export',
     'verify',
     'wrap',
@@ -40,6 +41,7 @@ _MODULES = {
     'StudentFriendlyKDTask': 'kd_task',
     'StudentFriendlyTask': 'task',
     'export': 'exporting.exporter',
+    'check_folder': 'exporting.verify',
     'verify': 'exporting.verify',
     'wrap': 'factory',
 }

@@ -9,6 +9,7 @@ from torch import nn
 
 from .checks import check_model, check_size
 from .errors import SFTeacherError
+from .exporting.verify import LOCAL, check_folder
 from .methods import Method, get_method
 from .split.boundaries import Size, default_input_size
 from .task import Boundaries, StudentFriendlyTask
@@ -94,6 +95,8 @@ def create_model(name: str, role: str, num_classes: int | None, input_size: Size
         raise SFTeacherError(f'timm has no model {name!r} (given as {role})'
                              + (f'; close names: {", ".join(close)}' if close else '')
                              + ". timm.list_models('*resnet*') lists what there is.")
+    if name.lower().startswith(LOCAL):
+        check_folder(name)
     kwargs = dict(kwargs) if num_classes is None else {'num_classes': num_classes, **kwargs}
     if kwargs.get('pretrained') is None:
         kwargs['pretrained'] = ':' in name      # random weights under the name of a folder are what nobody wants

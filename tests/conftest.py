@@ -13,3 +13,14 @@ torch.set_num_threads(1)
 def seeded():
     """Every test starts from the same random numbers."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Check in this process: the fresh one costs four seconds, and some tests are there to pay for it."""
+    from sf_teacher.exporting import reload
+
+    def run(folder, tolerance, factory=None, threads=None):
+        return reload.report(folder, tolerance, factory)
+    for module in ('exporter', 'verify'):
+        monkeypatch.setattr(f'sf_teacher.exporting.{module}.run_check', run)

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from torch import nn
 
 
 def train(task: Any, parameters: Any, batch: Any, steps: int, seed: int, lr: float = 0.05) -> list[dict[str, Any]]:
@@ -31,3 +33,21 @@ def assert_both_ranks_say_equal(folder: Path, text: str) -> None:
         capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=240)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.count('equal') == 2
+
+
+def build(name: str = 'test_resnet', num_classes: int = 7, **kwargs: Any) -> nn.Module:
+    """The same model each time; its weights and running statistics are not those of its initialisation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return jitter(timm.create_model(name, num_classes=num_classes, **kwargs))
+
+
+def jitter(model: nn.Module) -> nn.Module:
+    """Move every weight and statistic a little, so that none is what an initialisation gives."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                noise = 0.05 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+                tensor += noise.abs() if name.endswith('running_var') else noise
+    return model

@@ -11,7 +11,7 @@ import sf_teacher
 # A name that leaves this list breaks somebody's code: deprecate it first. New names are added here too.
 PUBLIC = {
     'GTN', 'SFTN', 'TESKD', 'Method', 'wrap', 'export', 'verify', 'StudentFriendlyTask', 'StudentFriendlyKDTask',
-    'SFTeacherError', 'BoundaryError', '__version__',
+    'SFTeacherError', 'BoundaryError', 'check_folder', '__version__',
 }
 
 

@@ -20,7 +20,7 @@ from ..split.tails import Tail
 from ..version import __version__
 from . import normalise
 from .card import model_card, torchdistill_snippet
-from .reload import CONFIG, PROBE, TEACHER, WEIGHTS, sha256, versions
+from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, sha256, versions
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
 from .writer import README, check_target, find_place
@@ -28,7 +28,6 @@ from .writer import README, check_target, find_place
 _logger = logging.getLogger(__name__)
 
 TORCHDISTILL = 'torchdistill.yaml'
-TORCHVISION = 'torchvision.pth'
 FORMATS = ('timm', 'torchvision')
 
 
@@ -95,6 +94,7 @@ def export(
             normalise.restore_constants(teacher, arch, args)
     else:
         factory = normalise.factory_path(factory)
+        normalise.check_factory_arguments(args)
     data_config = normalise.data_config(teacher, input_size, mean, std)
     inputs, logits = normalise.probe(teacher, data_config['input_size'])
     facts: dict[str, Any] = {

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import SFTeacherError
+from .reload import CheckError, check_arguments
 
 PROBE_IMAGES = 4
 PROBE_SEED = 0
@@ -87,8 +88,9 @@ def identify(teacher: nn.Module, model_args: Mapping[str, Any]) -> tuple[str, di
         )
     try:
         args = primitives('model_args', timm.models.get_model_args(teacher, dict(model_args)))
-    except ValueError as e:
-        raise SFTeacherError(str(e)) from e
+        check_arguments(arch, args, 'this model or model_args')
+    except (ValueError, CheckError) as e:
+        raise SFTeacherError(f'{arch} was not exported: {e}') from e
     try:
         with torch.device('meta'):
             expected = timm.create_model(arch, **args).state_dict()
@@ -191,6 +193,14 @@ def factory_path(factory: str | Callable[..., nn.Module]) -> str:
             'on the top level of a module other than the script that is running'
         )
     return factory
+
+
+def check_factory_arguments(model_args: dict[str, Any]) -> None:
+    """Refuse arguments that `verify` would not hand to a factory, because a folder is not to decide them."""
+    try:
+        check_arguments(None, model_args, 'model_args')
+    except CheckError as e:
+        raise SFTeacherError(f'{e}; write them into the factory') from e
 
 
 def primitives(name: str, value: Any) -> dict[str, Any]:

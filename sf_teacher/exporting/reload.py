@@ -3,14 +3,17 @@
 It imports torch, timm and safetensors only. `verify.py` starts it.
 """
 import argparse
+import dataclasses
+import functools
 import hashlib
 import importlib
+import inspect
 import json
 import platform
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -22,6 +25,13 @@ WEIGHTS = 'model.safetensors'
 TEACHER = 'teacher.pth'
 CONFIG = 'config.json'
 PROBE = 'probe.safetensors'
+TORCHVISION = 'torchvision.pth'
+
+# what timm's factory and its configurations load, fetch or write by; a folder may say none of it
+LOADING = frozenset(inspect.signature(timm.create_model).parameters) - {'kwargs'}
+SOURCES = frozenset({'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'custom_load'})
+_BY_FAMILY = frozenset({'bn_momentum', 'bn_eps', 'use_naflex'})  # taken by a family's builder for its constructor
+_PLACEMENT = frozenset({'device', 'dtype'})
 
 
 class CheckError(Exception):
@@ -51,6 +61,77 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+@functools.lru_cache
+def constructor_arguments(arch: str) -> frozenset[str]:
+    """Names of the arguments that say how an architecture is built, from the signature of its constructor."""
+    with torch.device('meta'):
+        classes = type(timm.create_model(arch)).__mro__
+    names: set[str] = set(_BY_FAMILY)
+    for cls in classes:
+        if '__init__' not in vars(cls):
+            continue
+        constructor: Any = vars(cls)['__init__']
+        hints, parameters = get_type_hints(constructor), inspect.signature(constructor).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                names.add(parameter.name)
+                for hint in (hints.get(parameter.name), *get_args(hints.get(parameter.name))):
+                    if dataclasses.is_dataclass(hint):      # a configuration whose fields **kwargs replace
+                        names |= {field.name for field in dataclasses.fields(hint)}
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+            break       # what it does not name reaches no other constructor
+    return frozenset(names) - LOADING - SOURCES - _PLACEMENT - {'self'}
+
+
+def check_arguments(arch: str | None, model_args: Any, where: str) -> None:
+    """Refuse what a folder may not decide: another builder than timm's own, and arguments that do not build a model.
+
+    Args:
+        arch: timm's name; None for a model that a factory builds, whose arguments are its own.
+        model_args: The arguments, from JSON.
+        where: The file that holds them, for the message.
+
+    Raises:
+        CheckError: Says which argument it is.
+    """
+    if not isinstance(model_args, dict):
+        raise CheckError('config', f'model_args in {where} are {model_args!r}, no mapping of names to values')
+    if arch is None:
+        refused, of = sorted(model_args.keys() & (LOADING | SOURCES)), 'a factory may be given by a folder'
+    else:
+        if not isinstance(arch, str) or not timm.is_model(arch) \
+                or not timm.model_entrypoint(arch).__module__.startswith('timm.'):
+            raise CheckError('config', f'{where} asks for the architecture {arch!r}, which timm {timm.__version__} '
+                                       f'does not build')
+        refused, of = sorted(model_args.keys() - constructor_arguments(arch)), f"{arch}'s constructor takes"
+    if refused:
+        raise CheckError(
+            'config',
+            f'{where} gives {", ".join(f"{name}={model_args[name]!r}" for name in refused)}, no argument that {of}: '
+            'they say how a model is built, never what is loaded, fetched or written',
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of an exported folder, refused if it asks timm for more than building a model.
+
+    Raises:
+        CheckError: See `check_arguments`; or it cannot be read.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckError('files', f'{CONFIG} cannot be read: {e}. Give a folder that sf_teacher exported') from e
+    if not isinstance(config, dict) or not isinstance(config.get('pretrained_cfg', {}), dict):
+        raise CheckError('config', f"{CONFIG} is no model's configuration")
+    if 'architecture' in config:
+        check_arguments(config['architecture'], config.get('model_args', {}), CONFIG)
+    for name, value in {**config, **config.get('pretrained_cfg', {})}.items():
+        if name in SOURCES and value:
+            raise CheckError('config', f'{CONFIG} gives {name}={value!r}: the weights of a folder are its own')
+    return config
+
+
 def import_factory(factory: str, model_args: dict[str, Any]) -> nn.Module:
     """Build a model through `factory`, "package.module:function"."""
     module, _, name = factory.partition(':')
@@ -77,6 +158,8 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
     """
     facts, inputs, expected = _read_probe(folder)
     _check_files(folder, facts)
+    check_arguments(facts['arch'], facts['model_args'], PROBE)
+    read_config(folder)
     saved = torch.load(folder / TEACHER, map_location='cpu', weights_only=True)['model']
     if facts['arch']:
         model = _load_timm(folder, facts)
@@ -130,6 +213,8 @@ def _read_probe(folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.Tenso
 
 
 def _check_files(folder: Path, facts: dict[str, Any]) -> None:
+    if strange := sorted(facts['sha256'].keys() - {CONFIG, WEIGHTS, TEACHER, TORCHVISION}):
+        raise CheckError('files', f'{PROBE} speaks of {", ".join(map(repr, strange))}, which no export holds')
     for name in (CONFIG, *facts['sha256']):
         if not (folder / name).is_file():
             raise CheckError('files', f'{name} is missing from {folder}')
@@ -150,7 +235,15 @@ def _load_timm(folder: Path, facts: dict[str, Any]) -> nn.Module:
     try:
         with torch.device('meta'):
             plain = timm.create_model(facts['arch'], **{**facts['model_args'], 'num_classes': facts['num_classes']})
+        with safetensors.safe_open(folder / WEIGHTS, 'pt') as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}    # noqa: SIM118
+        expected = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
+        for name in expected.keys() & stored.keys():    # before memory is spent on sizes that the folder asks for
+            if stored[name] != expected[name]:
+                raise CheckError('build', f"{name} is {stored[name]} in {WEIGHTS}, {expected[name]} in {facts['arch']}")
         model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    except CheckError:
+        raise
     except Exception as e:
         raise CheckError('build', f'timm {timm.__version__} does not load the folder: {type(e).__name__}: {e}') from e
     if keys := sorted(plain.state_dict().keys() ^ model.state_dict().keys()):

@@ -11,6 +11,7 @@ from ..errors import SFTeacherError
 from . import reload
 
 DEFAULT_TOLERANCE = 1e-4
+LOCAL = 'local-dir:'     # before a folder, in timm's names of models
 
 
 def run_check(
@@ -34,6 +35,27 @@ def run_check(
     except (IndexError, ValueError):
         tail = ' '.join(done.stderr.split("\n")[-4:]).strip()
         return {'ok': False, 'about': 'build', 'reason': f'the fresh process ended with {done.returncode}: {tail}'}
+
+
+def check_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `config.json` of an exported folder says, checked before timm acts on it.
+
+    Whoever lets timm load a folder that comes from elsewhere calls this first, as everything in this package does.
+
+    Args:
+        folder: The folder, ``local-dir:`` before it or not.
+
+    Returns:
+        The configuration, as JSON gives it.
+
+    Raises:
+        SFTeacherError: The folder asks for more than building a model, or cannot be read.
+    """
+    path = Path(folder[len(LOCAL):] if isinstance(folder, str) and folder.lower().startswith(LOCAL) else folder)
+    try:
+        return reload.read_config(path)
+    except reload.CheckError as e:
+        raise SFTeacherError(f'{path}: {e}') from e
 
 
 def verify(

@@ -10,6 +10,7 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 from torch import nn
 
 from ..errors import SFTeacherError
+from ..exporting.verify import check_folder
 
 
 def load_teacher(folder: str) -> nn.Module:
@@ -29,6 +30,7 @@ def load_teacher(folder: str) -> nn.Module:
         raise SFTeacherError(f'teacher={folder!r} is no exported timm folder ({" and ".join(missing)} missing): give '
                              f'the folder that train or export wrote, of a model that timm builds by its name (with '
                              f'factory there is only teacher.pth, for a loop of your own)')
+    check_folder(path)
     try:
         model = timm.create_model(f'local-dir:{path}', pretrained=True)
     except Exception as error:
