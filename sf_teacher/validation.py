@@ -1,26 +1,33 @@
-"""What the configs are made of: dataclasses whose fields carry their own help and check themselves."""
+"""Options of methods and settings of runs: dataclasses whose fields carry their help and check themselves.
+
+Types and ranges are checked by pydantic (docs/decisions.md says why), imported when the first options are made.
+Messages speak as the user wrote: arguments in Python, flags on the command line, keys in a YAML file.
+"""
 from __future__ import annotations
 
-import contextlib
 import difflib
-import math
 import types
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from .errors import SFTeacherError
+from .errors import SettingError
 
 Config = TypeVar('Config', bound='Checked')
+LARGEST = 2 ** 31 - 1       # of a whole number without a limit of its own
+_SHOWN = 80                 # characters of a value in a message
+_NAMES = {bool: ('True or False', ''), int: ('a whole number', 'whole numbers'),
+          float: ('a finite number', 'finite numbers'), str: ('text', 'texts')}
 
 
 def option(
         default: Any,
         help: str,
         *,
+        source: str = '',
         low: float | None = None,
         above: float | None = None,
         high: float | None = None,
@@ -28,38 +35,49 @@ def option(
         free: bool = False,
         positional: bool = False,
 ) -> Any:
-    """A setting.
+    """A field of a `Checked` dataclass.
 
     Args:
         default: Its default.
         help: One line for ``--help`` and the documentation.
-        low: Smallest value allowed.
-        above: Value that must be exceeded.
-        high: Largest value allowed.
-        choices: Values allowed.
+        source: Where the default comes from: ``"paper"``, ``"code"``, ``"reported"`` or ``"ours"``.
+        low: Smallest number allowed.
+        above: Number that must be exceeded.
+        high: Largest number allowed.
+        choices: Texts allowed.
         free: Whether a resumed run may change it, because the results do not depend on it.
         positional: Whether the command line takes it without a flag.
     """
-    metadata = dict(help=help, low=low, above=above, high=high, choices=choices, free=free, positional=positional)
+    metadata = dict(help=help, source=source, low=low, above=above, high=high, choices=choices, free=free,
+                    positional=positional)
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-NO_LIMITS = dict(low=None, above=None, high=None, choices=(), free=False, positional=False)
-
-
 @dataclass(frozen=True)
 class Checked:
-    """A config that refuses values of the wrong type or range, naming the setting, the value and what is allowed."""
+    """Options that refuse values of the wrong type or range. Lists become tuples, whole numbers floats as annotated."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for f in fields(self):
-            value = _typed(getattr(self, f.name), hints[f.name], f.name)
-            for item in value if isinstance(value, tuple) else (value,):
-                _check_range(f.name, item, f.metadata)
-            object.__setattr__(self, f.name, value)
+        problems, cls = [], type(self)
+        for f, hint, validate in _validators(cls):      # type: ignore[arg-type]    # classes are hashable
+            try:
+                object.__setattr__(self, f.name, validate(getattr(self, f.name)))
+            except ValueError as error:
+                problems.append(_problem(cls, f, hint, getattr(self, f.name), error))
+        if problems:
+            raise SettingError('\n'.join(problems))
+
+    def _require(self, condition: bool, name: str, allowed: str) -> None:
+        """Refuse the value of an option: it must be what `allowed` says."""
+        if not condition:
+            subject = _spelling.get().subject(type(self), name, getattr(self, name))
+            raise SettingError(f'{subject} must be {allowed}')
+
+    def _written(self, name: str) -> str:
+        """An option with its value, for a message."""
+        return setting(name, getattr(self, name))
 
     def given(self, *names: str) -> list[str]:
         """Of these settings, those that are not the default."""
@@ -67,72 +85,134 @@ class Checked:
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """A config from plain values, refusing names that it does not have.
+    """Options from plain values, refusing names that there are not.
 
     Raises:
-        SFTeacherError: Names the unknown setting and those like it.
+        SettingError: Names the unknown one and those like it, or see `Checked`.
     """
     known = [f.name for f in fields(cls)]
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, 3)
-            raise SFTeacherError(f'{where}: there is no setting {name!r}' + (f'; like it: {", ".join(close)}' if close
-                                                                             else f'; there are {", ".join(known)}'))
+            raise SettingError(f'{where}: there is no setting {name!r}{like_it(name, known)}')
     return cls(**values)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file."""
+def like_it(name: Any, known: Iterable[str], otherwise: str = '') -> str:
+    """The end of a message about an unknown name: those like it, or else `otherwise`, or all where they are few."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name).lower(), known, 3)
+    if close:
+        return f'; like it: {", ".join(close)}'
+    return otherwise or (f'; there are {", ".join(known)}' if len(known) <= 20 else '')
+
+
+# How the user wrote the settings
+
+class Spelling:
+    """How settings are written where they come from; here as arguments in Python."""
+    nothing = ' or None'        # how a message says that a setting may be nothing
+
+    def name(self, name: str) -> str:
+        """A setting: ``lr``."""
+        return name
+
+    def line(self, name: str, value: Any) -> str:
+        """A setting with a value that it should have: ``lr=0.1``."""
+        return f'{name}={shortened(repr(value))}'
+
+    def value(self, name: str, value: Any) -> str:
+        """A setting with its value: ``lr=0``."""
+        return self.line(name, value)
+
+    def subject(self, owner: type, name: str, value: Any) -> str:
+        """The beginning of a message about it: ``TrainConfig(lr=0): lr``."""
+        return f'{owner.__name__}({name}={shortened(repr(value))}): {name}'
+
+
+_spelling: ContextVar[Spelling] = ContextVar('spelling', default=Spelling())     # noqa: B039, has no state
+
+
+@contextmanager
+def spelled(spelling: Spelling) -> Iterator[None]:
+    """Let messages speak of settings in this way."""
+    token = _spelling.set(spelling)
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SFTeacherError(f'cannot read the config {path}: {error}') from error
-    except yaml.YAMLError as error:
-        raise SFTeacherError(f'{path} is not YAML: {error}') from error
-    if not isinstance(values, dict):
-        raise SFTeacherError(f'{path} must hold "setting: value" lines; it holds a {type(values).__name__}')
-    return values
+        yield
+    finally:
+        _spelling.reset(token)
 
 
-def to_yaml(config: Checked) -> str:
-    """The config as YAML, in the order of its fields."""
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    return yaml.safe_dump(values, sort_keys=False)
+def setting(name: str, *value: Any) -> str:
+    """A setting for a message, with its value if given: ``lr=0``, ``--lr 0`` or ``run.yaml: lr: 0``."""
+    return _spelling.get().value(name, *value) if value else _spelling.get().name(name)
 
 
-def changed(config: Checked, values: Mapping[str, Any]) -> list[str]:
-    """The settings that differ from those of an earlier run and may not."""
-    now = yaml.safe_load(to_yaml(config))
-    return [f'{f.name}: {values.get(f.name)!r} then, {now[f.name]!r} now' for f in fields(config)
-            if not f.metadata['free'] and values.get(f.name) != now[f.name]]
+def shortened(text: str) -> str:
+    """The beginning of a text that is too long for a message."""
+    return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
 
 
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    """`value` as its annotation says, lists as tuples and whole numbers as floats where a float is meant."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = next(k for k in kinds if k is not type(None))
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(item, get_args(kind)[0], name) for item in value)
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            value = float(value)        # YAML reads 1e-3 as a string
-    plain = get_origin(kind) or kind
-    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
-        item = f' of {get_args(kind)[0].__name__}' if plain is tuple else ''
-        raise SFTeacherError(f'{name}={value!r} must be a {plain.__name__}{item}; it is a {type(value).__name__}')
-    return value
+# Types and ranges
+
+@cache
+def _validators(cls: type) -> list[tuple[Any, Any, Any]]:
+    """Of each field: the field, its annotation, and the function that checks a value and returns it."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    hints = get_type_hints(cls)
+    return [(f, hints[f.name], TypeAdapter(_limited(hints[f.name], f.metadata), config=strict).validate_python)
+            for f in fields(cls)]
 
 
-def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    if metadata['choices'] and value is not None and value not in metadata['choices']:
-        raise SFTeacherError(f'{name}={value!r} must be one of {", ".join(metadata["choices"])}')
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
-    low, above, high = metadata['low'], metadata['above'], metadata['high']
-    if not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above) \
-            or (high is not None and value > high):
-        wanted = [f'>= {low:g}' if low is not None else '', f'> {above:g}' if above is not None else '',
-                  f'<= {high:g}' if high is not None else '']
-        raise SFTeacherError(f'{name}={value:g} must be {" and ".join(w for w in wanted if w) or "a finite number"}')
+def _limited(hint: Any, metadata: Mapping[str, Any]) -> Any:
+    """The annotation with the limits of its numbers or texts."""
+    from pydantic import Field, Strict
+
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(_limited(kind, metadata) for kind in get_args(hint))]    # noqa: UP007, made at run time
+    if get_origin(hint) is tuple:
+        return Annotated[tuple[_limited(get_args(hint)[0], metadata), ...], Strict(False)]      # type: ignore[misc]
+    if hint is str and metadata.get('choices'):
+        return Literal[metadata['choices']]
+    if hint in (int, float):
+        limits: dict[str, Any] = {'ge': metadata.get('low'), 'gt': metadata.get('above'), 'le': metadata.get('high')}
+        if hint is int and limits['le'] is None:
+            limits['le'] = LARGEST
+        return Annotated[hint, Field(**{k: v for k, v in limits.items() if v is not None})]
+    return hint
+
+
+def _problem(cls: type, f: Any, hint: Any, value: Any, error: Any) -> str:
+    """What is wrong with a value, what is allowed, and for a wrong type how it is written right."""
+    spelling = _spelling.get()
+    kinds = [k for k in get_args(hint) if k is not type(None)] if get_origin(hint) in (Union, types.UnionType) \
+        else [hint]
+    allowed = ' or '.join(_allowed(kind, f.metadata) for kind in kinds)
+    if error.errors()[0]['type'] == 'less_than_equal' and f.metadata.get('high') is None:
+        allowed += f' and <= {LARGEST}'
+    text = f'{spelling.subject(cls, f.name, value)} must be {allowed}' + (spelling.nothing if [hint] != kinds else '')
+    if f.metadata.get('choices') and isinstance(value, str):
+        return text + like_it(value, f.metadata['choices'], ' ').rstrip()
+    right: Any = None       # the value in the right type
+    if get_origin(kinds[0]) is tuple and isinstance(value, str | int | float):
+        right = [value]
+    elif get_origin(kinds[0]) is dict:
+        right = {'NAME': 'VALUE'}
+    elif kinds[0] is str and isinstance(value, int | float):
+        right = str(value)
+    return text if right is None else f'{text}, e.g. {spelling.line(f.name, right)}'
+
+
+def _allowed(kind: Any, metadata: Mapping[str, Any]) -> str:
+    several = get_origin(kind) is tuple
+    item = get_args(kind)[0] if several else kind
+    if item is str and metadata.get('choices'):
+        return f'one of {", ".join(metadata["choices"])}'
+    if get_origin(item) is dict:
+        return 'settings by name'
+    signs = {'low': '>=', 'above': '>', 'high': '<='}
+    limits = [f'{sign} {metadata[k]:g}' if isinstance(metadata[k], float) else f'{sign} {metadata[k]}'
+              for k, sign in signs.items() if metadata.get(k) is not None] if item in (int, float) else []
+    name = _NAMES.get(item, (f'a {getattr(item, "__name__", item)}',) * 2)[several]
+    return ' '.join(['a list of ' * several + name, ' and '.join(limits)]).strip()

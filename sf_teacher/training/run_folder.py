@@ -17,8 +17,8 @@ import torch
 
 from .. import files
 from ..errors import SFTeacherError
-from ..validation import changed, read_yaml, to_yaml
 from .settings import TrainConfig
+from .settings_file import changed, read_yaml, to_yaml
 
 try:
     import fcntl

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import SFTeacherError
-from ..validation import Checked, option
+from ..errors import SettingError
+from ..validation import Checked, option, setting
 
 SIMPLIFIER_LR = 0.0005
 _NEEDS = {'amp_dtype': 'amp', 'model_ema_decay': 'model_ema', 'model_ema_warmup': 'model_ema', 'clip_mode': 'clip_grad'}
@@ -19,7 +19,7 @@ class TrainConfig(Checked):
     """The loop: how long, with which optimizer and schedule, in which precision, and what is written where."""
     output: str = option('', 'folder of the run: config.yaml, summary.csv, checkpoints, the exported model', free=True)
     resume: bool = option(False, 'continue the run in --output from its newest complete checkpoint', free=True)
-    seed: int = option(42, 'seed of weights, sampler and augmentation', low=0, high=2 ** 31 - 1)
+    seed: int = option(42, 'seed of weights, sampler and augmentation', low=0)
     device: str = option('', 'cpu, cuda, mps ... (default: cuda where there is one, else cpu)', free=True)
     epochs: int = option(100, 'epochs to train', low=1)
     opt: str = option('sgd', "optimizer, any of timm's")
@@ -54,18 +54,19 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        written = self._written
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
-            raise SFTeacherError(f'warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}: the '
-                                 f'warm-up counts within the epochs; make it shorter or train longer')
+            raise SettingError(f'{written("warmup_epochs")} leaves nothing of {written("epochs")}: the warm-up counts '
+                               f'within the epochs; make it shorter or train longer')
         for name, needed in _NEEDS.items():
             if self.given(name) and not getattr(self, needed):
-                raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect without {needed}: give {needed}, '
-                                     f'or leave it out')
+                raise SettingError(f'{written(name)} has no effect without {setting(needed)}: give {setting(needed)}, '
+                                   f'or leave it out')
         if self.sched == 'multistep' and min(self.decay_milestones, default=self.epochs) >= self.epochs:
-            raise SFTeacherError(f'decay_milestones={self.decay_milestones}: none is within epochs={self.epochs}, so '
-                                 f'the learning rate would never fall; give earlier ones')
+            raise SettingError(f'{written("decay_milestones")}: none is within {written("epochs")}, so the learning '
+                               f'rate would never fall; give earlier ones')
         if self.min_lr > self.lr:
-            raise SFTeacherError(f'min_lr={self.min_lr:g} is above lr={self.lr:g}: the schedule goes down to min_lr')
+            raise SettingError(f'{written("min_lr")} is above {written("lr")}: the schedule goes down to it')
 
     @property
     def mixes(self) -> bool:
@@ -83,9 +84,11 @@ class DataConfig(Checked):
     dataset_download: bool = option(False, 'let torch/* datasets download themselves', free=True)
     class_map: str = option('', "file that maps class names to indices, as timm's")
     num_classes: int | None = option(None, 'classes (default: those of the data)', low=2)
-    batch_size: int = option(128, 'images in a batch, on each process', low=1)
-    validation_batch_size: int | None = option(None, 'the same for validation (default: --batch-size)', low=1)
-    input_size: tuple[int, ...] | None = option(None, 'C H W (default: what the model was made for)', low=1)
+    batch_size: int = option(128, 'images in a batch, on each process', low=1, high=2 ** 20)
+    validation_batch_size: int | None = option(
+        None, 'the same for validation (default: --batch-size)', low=1, high=2 ** 20)
+    input_size: tuple[int, ...] | None = option(
+        None, 'C H W (default: what the model was made for)', low=1, high=2 ** 14)
     mean: tuple[float, ...] | None = option(None, "mean of the pixels (default: the model's)")
     std: tuple[float, ...] | None = option(None, "standard deviation of the pixels (default: the model's)", above=0)
     interpolation: str | None = option(
@@ -101,24 +104,27 @@ class DataConfig(Checked):
     aa: str = option('', "without --in-memory: timm's AutoAugment policy, e.g. rand-m9-mstd0.5")
     reprob: float = option(0., 'without --in-memory: probability of random erasing', low=0, high=1)
     no_aug: bool = option(False, 'no augmentation at all')
-    workers: int = option(4, 'without --in-memory: loading processes', low=0, free=True)
+    workers: int = option(4, 'without --in-memory: loading processes', low=0, high=1024, free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        written = self._written
         if self.input_size is not None and len(self.input_size) != 3:
-            raise SFTeacherError(f'input_size={self.input_size} must be three numbers, channels height width: 3 32 32')
+            raise SettingError(f'{written("input_size")} must be three numbers, channels height width: 3 32 32')
         if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
-            raise SFTeacherError(f'scale={self.scale} must be two fractions of the area, the smaller first: 0.08 1.0')
+            raise SettingError(f'{written("scale")} must be two fractions of the area, the smaller first: 0.08 1.0')
         if self.data == 'digits' and self.dataset:
-            raise SFTeacherError(f"data='digits' and dataset={self.dataset!r} are two sources of images: leave out one")
-        in_memory = self.in_memory or self.data == 'digits'
-        of_files = ('color_jitter', 'aa', 'reprob', 'scale')
-        for name in self.given(*of_files if in_memory else ('crop_padding',)):
-            raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect ' + (
-                'on images kept in memory, whose augmentation is crop_padding and hflip: leave it out, or in_memory'
-                if in_memory else 'without in_memory: leave it out, or give in_memory'))
+            raise SettingError(f'{written("data")} and {written("dataset")} are two sources of images: leave out one')
+        in_memory, of_files = self.in_memory or self.data == 'digits', ('color_jitter', 'aa', 'reprob', 'scale')
+        for name in self.given(*of_files) if in_memory else ():
+            raise SettingError(
+                f'{written(name)} has no effect on images kept in memory, whose augmentation is '
+                f'{setting("crop_padding")} and {setting("hflip")}: leave it out, or {setting("in_memory")}')
+        for name in () if in_memory else self.given('crop_padding'):
+            raise SettingError(f'{written(name)} has no effect without {setting("in_memory")}: leave it out, or give '
+                               f'{setting("in_memory")}')
         for name in self.given('crop_padding', *of_files) if self.no_aug else ():
-            raise SFTeacherError(f'{name}={getattr(self, name)!r} has no effect with no_aug: leave out one of them')
+            raise SettingError(f'{written(name)} has no effect with {setting("no_aug")}: leave out one of them')
 
 
 @dataclass(frozen=True)
@@ -147,13 +153,13 @@ def parse_boundaries(texts: Sequence[str] | None) -> list[Any] | None:
     teacher's name with a colon that goes alone ends in ``=``.
 
     Raises:
-        SFTeacherError: A text can be read in several ways.
+        SettingError: A text can be read in several ways.
     """
     def pair(text: str) -> tuple[str, ...]:
         parts = text.removesuffix('=').split('=') if '=' in text else text.split(':')
         if len(parts) > 2 or not all(parts):
-            raise SFTeacherError(f'boundaries: {text!r} is not TEACHER, TEACHER=STUDENT or TEACHER:STUDENT; where a '
-                                 f"name has a colon, write 'layer1:0=layer2:0', or 'layer1:0=' for a teacher's alone")
+            raise SettingError(f'boundaries: {text!r} is not TEACHER, TEACHER=STUDENT or TEACHER:STUDENT; where a '
+                               f"name has a colon, write 'layer1:0=layer2:0', or 'layer1:0=' for a teacher's alone")
         return tuple(parts)
 
     keys = [tuple(int(name) if name.isdigit() else name for name in pair(text)) for text in texts or ()]

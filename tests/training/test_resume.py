@@ -13,7 +13,7 @@ from sf_teacher.methods import METHODS
 from sf_teacher.training import loop
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.run_folder import RunFolder, read_checkpoint, write_atomically
-from sf_teacher.validation import read_yaml
+from sf_teacher.training.settings_file import read_yaml
 
 from . import training_runs as runs
 

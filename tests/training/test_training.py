@@ -17,13 +17,11 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-from sf_teacher import SFTeacherError, cli, training
-from sf_teacher.cli import train as cli_train
+from sf_teacher import cli, training
 from sf_teacher.training import Interrupted, evaluate, fit
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.progress import Average, Progress
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
-from sf_teacher.validation import from_dict, read_yaml, to_yaml
 
 from . import training_runs as runs
 
@@ -233,14 +231,6 @@ def test_averages_are_weighted_and_take_names_as_they_come():
     assert average.compute() == {'a': 2., 'b': 2.}
 
 
-@pytest.mark.parametrize('cls', [TeacherRun, StudentRun])
-def test_yaml_gives_back_the_config(cls, tmp_path):
-    config = cls(teacher='a', student=('b',) if cls is TeacherRun else 'b', input_size=(3, 8, 8), mean=(0.1,), lr=1e-3,
-                 model_kwargs={'drop_rate': 0.1})
-    (tmp_path / 'c.yaml').write_text(to_yaml(config))
-    assert from_dict(cls, read_yaml(tmp_path / 'c.yaml'), 'c') == config
-
-
 def started(*args, cwd):
     return subprocess.Popen([sys.executable, '-m', 'sf_teacher', *args], cwd=cwd, stderr=subprocess.PIPE, text=True,
                             stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -269,12 +259,6 @@ def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_tea
     assert settings['num_classes'] == 10 and settings['mean'] == [0.5] * 3 and settings['hflip'] == 0.
     card = (tmp_path / 'run/teacher/README.md').read_text()
     assert 'test_resnet' in card and 'digits' in card and 'eval_top1' in card and 'SFTN' in card
-
-
-@pytest.mark.parametrize(('text', 'value'), [
-    ('x=false', False), ('x=True', True), ('x=none', None), ('x=1e-3', 1e-3), ('x=gelu', 'gelu'), ('x=(1, 2)', (1, 2))])
-def test_values_of_keys(text, value):
-    assert cli_train.key_value(text) == ('x', value)
 
 
 @pytest.mark.parametrize('more', ['', '--amp --amp-dtype bfloat16 --channels-last --model-ema --mixup 0.2 '
@@ -326,14 +310,6 @@ def test_boundaries_of_a_run_are_those_of_wrap():
     assert [b.name for b in task.branches.boundaries] == ['layer2', 'layer3']
     task = plan_teacher(TeacherRun(**config, boundaries=('layer1:blocks.1', '2:3'))).task
     assert task.branches.names == ['layer1-blocks.1', 'layer2-blocks.3']
-
-
-def test_yaml_gives_rates_as_people_write_them(tmp_path):
-    (tmp_path / 'c.yaml').write_text('lr: 1e-3\nmin_lr: 1e-5\n')
-    config = from_dict(TrainConfig, read_yaml(tmp_path / 'c.yaml'), 'c')
-    assert (config.lr, config.min_lr) == (1e-3, 1e-5)
-    with pytest.raises(SFTeacherError, match="lr='fast' must be a float; it is a str"):
-        TrainConfig(lr='fast')
 
 
 def test_distill_trains_a_student_in_the_teachers_preprocessing(tmp_path):

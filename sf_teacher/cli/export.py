@@ -1,0 +1,84 @@
+"""`sf-teacher export`: a verified folder from a checkpoint of timm's train script or of one's own."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingError, SFTeacherError
+
+HELP = 'turn a timm checkpoint into a verified folder'
+EXAMPLE = 'sf-teacher export model_best.pth.tar exported/resnet50 --model resnet50 --num-classes 100'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('checkpoint', help="of timm's train script or ours, or a state_dict; EMA weights go first")
+    parser.add_argument('folder', help='where to')
+    parser.add_argument('--model', metavar='NAME', help="timm's name of the architecture")
+    parser.add_argument('--num-classes', type=int, metavar='N', help='with --model')
+    parser.add_argument('--factory', metavar='MODULE:FUNCTION', help='instead of --model: builds the teacher')
+    parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help='what it was trained at')
+    parser.add_argument('--mean', type=float, nargs='+', metavar='M', help='what its images were normalised with')
+    parser.add_argument('--std', type=float, nargs='+', metavar='S', help='and divided by')
+    parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON',
+                        help='for timm.create_model or the factory')
+    parser.add_argument('--metadata', type=_json_object, default={}, metavar='JSON', help='for the model card')
+    parser.add_argument('--overwrite', action='store_true', help='replace an earlier export')
+    parser.add_argument(
+        '--format', default='timm', metavar='FORMAT',
+        help="'torchvision' adds torchvision.pth, for torchvision's model of the same name (default %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    import timm
+
+    from ..exporting.exporter import TORCHDISTILL, export
+    from ..exporting.reload import import_factory
+
+    if (args.model is None) == (args.factory is None) or (args.model is not None and args.num_classes is None):
+        raise SettingError('export needs --model with --num-classes for a model that timm builds by name, or '
+                             '--factory MODULE:FUNCTION for another')
+    if not Path(args.checkpoint).is_file():
+        raise SFTeacherError(f'there is no checkpoint at {args.checkpoint}')
+    try:
+        if args.factory is None:
+            model = timm.create_model(
+                args.model, num_classes=args.num_classes, checkpoint_path=args.checkpoint, **args.model_args)
+        else:
+            sys.path.insert(0, os.getcwd())     # as `python -m` does
+            model = import_factory(args.factory, args.model_args)
+            timm.models.load_checkpoint(model, args.checkpoint)
+    except Exception as e:
+        raise SFTeacherError(f'{args.checkpoint} cannot be loaded into {args.model or args.factory}: '
+                             f'{type(e).__name__}: {e}') from e
+    folder = export(
+        model,
+        args.folder,
+        factory=args.factory,
+        model_args=args.model_args if args.factory else None,
+        input_size=args.input_size,
+        mean=args.mean,
+        std=args.std,
+        metadata=args.metadata,
+        overwrite=args.overwrite,
+        format=args.format,
+    )
+    if args.factory:
+        print(f'{folder}: exported and verified; its README.md says how to load it')
+        return
+    print(f'{folder}: exported and verified. In torchdistill ({TORCHDISTILL} in the folder):\n')
+    print((folder / TORCHDISTILL).read_text(encoding='utf-8'))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f'not JSON: {e}') from e
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('expected an object, as in \'{"img_size": 64}\'')
+    return value

@@ -1,0 +1,27 @@
+"""`sf-teacher report`: how well students learn from exported teachers."""
+import argparse
+import logging
+from pathlib import Path
+
+from ..training.settings import ReportRun
+from .flags import add_settings, settings
+
+HELP = 'measure how well students learn from exported teachers'
+EXAMPLE = 'sf-teacher report runs/teacher/teacher --student resnet10t --data digits --output runs/report'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser, ReportRun, leave_out=('teacher', 'resume', 'tensorboard'))
+
+
+def run(args: argparse.Namespace) -> None:
+    with settings(args, ReportRun) as config:
+        from ..analysis.report import report, table
+        from ..training.interruption import Interrupted
+
+        logging.basicConfig(format='%(message)s', level=logging.INFO)
+        try:
+            print(table(report(config)))
+        except Interrupted as stop:
+            raise SystemExit(128 + stop.signum) from None
+        print(f'written: {Path(config.output) / "report.json"} and report.png')

@@ -1,0 +1,33 @@
+"""`sf-teacher verify`: whether an exported folder still gives back its teacher."""
+import argparse
+import json
+
+HELP = 'check that an exported folder still gives back its teacher'
+EXAMPLE = 'sf-teacher verify runs/teacher/teacher'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('folder', help='what export or train wrote')
+    parser.add_argument(
+        '--tolerance', type=float, default=1e-4, metavar='T',
+        help='largest difference of logits allowed, as a fraction of the largest (default %(default)s; 0: bit-equal)')
+    parser.add_argument(
+        '--factory', metavar='MODULE:FUNCTION', help='builds a teacher that timm cannot build by name; its code is run')
+    parser.add_argument('--json', action='store_true', help='print the report as JSON')
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..exporting.verify import verify
+
+    report = verify(args.folder, tolerance=args.tolerance, factory=args.factory)
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return
+    print(f"{args.folder}: {report['arch'] or report['factory']}, {report['num_classes']} classes")
+    shown = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+    print('  ' + ', '.join(f'{name} {report[name]}' for name in shown if report[name] is not None))
+    for name, there in report['exported_with'].items():
+        here = report['checked_with'][name]
+        print(f'  {name}: {there}' + (f' when exported, {here} here' if here != there else ''))
+    how = 'bit-equal' if report['bit_equal'] else f"equal within {report['max_difference']:.3g}"
+    print(f"  logits {how} (largest {report['largest_logit']:.3g})")
