@@ -139,7 +139,7 @@ def _pilot(plan: Plan) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:
     found = [default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student)]
-    return pair_boundaries(*found)
+    return pair_boundaries(found[0], found[1], every=False)
 
 
 def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Which boundaries a model has: where a teacher is tapped, where a student can be cut, and which belong together."""
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ class Boundary:
         layouts: Layout of each tensor that crosses the boundary; a teacher's is one map, NCHW.
         depth: Share of the model's features up to and including this one, in (0, 1].
         reduction: Height of the image over that of the map, as measured.
+        hierarchical: Whether the model's features have several resolutions; False for a ViT.
         place: Which tensor it is, for a boundary given by module path.
         cut: For a student, what lies behind the boundary.
         written: Whether the model overwrites the feature later, so that branches need a copy of it.
@@ -53,6 +56,7 @@ class Boundary:
     layouts: tuple[Layout, ...]
     depth: float = math.nan
     reduction: float = math.nan
+    hierarchical: bool = True
     place: Place | None = None
     cut: Cut | None = None
     written: bool = False
@@ -82,6 +86,18 @@ def depths(model: nn.Module) -> list[float]:
     modules = [f.get('module') or i for i, f in enumerate(feature_info(model))]
     order = list(dict.fromkeys(modules))
     return [(order.index(m) + 1) / len(order) for m in modules]
+
+
+def widest_stream(boundaries: Sequence[Boundary]) -> list[Boundary]:
+    """Of parallel streams, which have several boundaries of one depth (CrossViT), that with the most channels."""
+    by_depth = itertools.groupby(sorted(boundaries, key=lambda b: b.depth), key=lambda b: b.depth)
+    return [max(streams, key=lambda b: b.layouts[0].channels) for _, streams in by_depth]
+
+
+def with_hierarchy(boundaries: Sequence[Boundary]) -> list[Boundary]:
+    """All boundaries of a model, with what they say together: whether it has several resolutions."""
+    hierarchical = len({b.size for b in widest_stream(boundaries)}) > 1
+    return [replace(b, hierarchical=hierarchical) for b in boundaries]
 
 
 def default_input_size(model: nn.Module, kwargs: dict[str, Any] | None = None) -> Size:

@@ -17,6 +17,7 @@ from .boundaries import (
     has_module,
     no_features,
     refused_image,
+    with_hierarchy,
 )
 from .layouts import Layout, Sample, match_layout
 from .teacher_taps import features, layout_at
@@ -75,7 +76,7 @@ def student_boundaries(
             f'{type(model).__name__} has no boundary to cut a student at: the image reaches its logits around each of '
             f'its {len(matches)} features. Name modules through which everything passes in `boundaries`, or choose '
             f'another student.')
-    return found, trace
+    return with_hierarchy(found), trace
 
 
 def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout]]:

@@ -18,6 +18,7 @@ from .boundaries import (
     find_place,
     no_features,
     refused_image,
+    with_hierarchy,
 )
 from .layouts import Layout, infer_layout, map_kinds
 from .trace import dummy_image, hooked, rng_kept, twin, weights_of
@@ -150,6 +151,7 @@ def teacher_boundaries(
         layouts = [Layout('NCHW', m.shape[1], (m.shape[2], m.shape[3])) for m in maps]
         found = [Boundary(feature_name(model, i), i, (layout,), depth, input_size[1] / layout.size[0])
                  for i, (layout, depth) in enumerate(zip(layouts, depths(model), strict=True))]
+        found = with_hierarchy(found)
     else:
         found = []
         for place, (raw, written) in maps.items():
