@@ -1,6 +1,5 @@
-"""The joint loss inside torchdistill, for any method; see `torchdistill.py`."""
+"""The loss of any method that acts in the teacher's training, inside torchdistill; see `torchdistill.py`."""
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
@@ -9,12 +8,12 @@ from torchdistill.losses.registry import get_low_level_loss
 
 from sf_teacher import SFTeacherError
 from sf_teacher.checks import check_target
-from sf_teacher.functional import joint_loss
-from sf_teacher.methods import Method, options
+from sf_teacher.methods.base import Method, options, weighted_sum
+from sf_teacher.methods.registry import configured
 
 
 class MethodLoss(nn.Module):
-    """The joint loss of a teacher and its branches, `sf_teacher.functional.joint_loss`.
+    """The loss of a method, from what its wrapper `Teacher4...` hands over.
 
     Args:
         method: Options of the method, the same as its wrapper's.
@@ -54,7 +53,7 @@ class MethodLoss(nn.Module):
             **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.method = configured(self.method_class, method)
+        self.method = configured(self.method_class, method or {})
         self.is_from_teacher, self.module_path, self.branches_path = is_from_teacher, module_path, branches_path
         criterion = criterion or {'key': 'CrossEntropyLoss'}
         self.criterion = get_low_level_loss(criterion['key'], **(criterion.get('kwargs') or {}))
@@ -71,18 +70,20 @@ class MethodLoss(nn.Module):
         io_dict = teacher_io_dict if self.is_from_teacher else student_io_dict
         logits = self._output(io_dict, self.module_path)
         output = self._output(io_dict, self.branches_path)
-        if not isinstance(output, dict) or set(output) != {'logits', 'terms'}:
+        if not isinstance(output, dict) or set(output) != {'logits', 'step'}:
             raise SFTeacherError(f'{type(self).__name__}: {self.branches_path!r} is not the branch_output of '
                                  f'Teacher4{self.method_class.__name__}, its output is a {type(output).__name__}')
-        if bool(output['logits'] or output['terms']) != self.method.uses_branches:
-            runs = 'run' if output['logits'] or output['terms'] else 'do not run'
+        step = output['step']
+        if (step.output is not None) != self.method.active:
+            runs = 'run' if step.output is not None else 'do not run'
             raise SFTeacherError(f'{type(self).__name__}: the branches {runs}, but by its `method` they should be '
-                                 f'{"used" if self.method.uses_branches else "left out"}: give the wrapper and the '
+                                 f'{"used" if self.method.active else "left out"}: give the wrapper and the '
                                  f'loss the same `method`')
         if not self._checked:
             check_target(targets, len(logits), logits.shape[1])
             self._checked = True
-        return joint_loss(logits, output['logits'], output['terms'], targets, self.criterion, self.method)['loss']
+        terms = self.method.terms(step._replace(target=targets, logits=logits, criterion=self.criterion))
+        return weighted_sum(terms, self.method.weights(step.progress))
 
     def _output(self, io_dict: dict[str, Any], path: str) -> Any:
         if io_dict.get(path, {}).get('output') is None:
@@ -97,12 +98,3 @@ class MethodLoss(nn.Module):
     def __str__(self) -> str:
         settings = ', '.join(f'{name}={value}' for name, value in options(self.method).items())
         return f'{type(self).__name__}({settings})'
-
-
-def configured(cls: type[Method], given: Mapping[str, Any] | None) -> Method:
-    """A method's config from the options in a YAML, or an error that lists those it has."""
-    allowed = [f.name for f in fields(cls)]
-    if unknown := [name for name in given or {} if name not in allowed]:
-        raise SFTeacherError(f'{cls.__name__} has no option {", ".join(map(repr, unknown))}: it has '
-                             f'{", ".join(allowed)}')
-    return cls(**(given or {}))

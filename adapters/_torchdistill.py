@@ -13,11 +13,9 @@ from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from sf_teacher import SFTeacherError, wrap
-from sf_teacher.joint import BranchedTeacher
-from sf_teacher.methods import Method, options
-from sf_teacher.methods._branches import BranchOutput, BranchSet
-
-from ._loss import configured
+from sf_teacher.joint import JointModel
+from sf_teacher.methods.base import Method, options
+from sf_teacher.methods.registry import configured
 
 logger = def_logger.getChild(__name__)
 
@@ -123,15 +121,20 @@ class Teacher4Method(AuxiliaryModelWrapper):
         task = wrap(
             model,
             students,
-            method=configured(self.method_class, method),
+            method=configured(self.method_class, method or {}),
             boundaries=boundaries,
             num_classes=num_classes,
             input_size=_size(input_size),
             student_kwargs=dict(student_kwargs or {}),
         )
         logger.info(task)
-        self.model: BranchedTeacher = task.trainable_module
-        self.branch_output, self._output = nn.Identity(), BranchOutput({})
+        if self.method_class.needs_index:
+            raise SFTeacherError(f'{type(self).__name__}: {self.method_class.__name__} needs to know which images of '
+                                 f'the data set a batch holds, and torchdistill\'s loaders do not tell: train this '
+                                 f'teacher with `sf-teacher train` or in a loop of your own')
+        self._task = [task]     # a list hides it: its modules are those of self.model
+        self.model: JointModel = task.joint
+        self.branch_output, self._handed_over = nn.Identity(), {}   # type: nn.Module, dict[str, Any]
         self._parallel: list[nn.Module] = []    # a list hides it: its parameters are those of self.model
         self._parallel_kwargs = dict(device=device, device_ids=device_ids, distributed=distributed,
                                      find_unused_parameters=find_unused_parameters)
@@ -145,17 +148,18 @@ class Teacher4Method(AuxiliaryModelWrapper):
             self._check_export()
         if ckpt_file_path is not None and os.path.isfile(ckpt_file_path):
             self._load_branches(ckpt_file_path)
+        self._begin_epoch()
         self.train()
 
     @property
     def teacher(self) -> nn.Module:
         """The plain teacher."""
-        return self.model.teacher
+        return self.model.model
 
     @property
-    def branches(self) -> BranchSet:
-        """The branch set."""
-        return self.model.branches
+    def branches(self) -> Any:
+        """What the method trains beside the teacher, e.g. its branches; None for a method without."""
+        return self.model.extra
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if getattr(self, '_is_replica', False):
@@ -168,24 +172,32 @@ class Teacher4Method(AuxiliaryModelWrapper):
             return self.teacher(x)
         if not self._parallel:
             self._parallel.append(wrap_if_distributed(self.model, **self._parallel_kwargs))
-        logits, output = self._parallel[0](x)
-        self._output = output or BranchOutput({})
+        logits, maps, output = self._parallel[0](x)
+        self._handed_over = {'logits': logits, 'step': self.model.step(x, logits, maps, output)}
         return logits
 
     def secondary_forward(self, *args: Any, **kwargs: Any) -> None:
         """Hand the branches' output to the hook here, as torchdistill <= 1.1.4 copies what was hooked earlier."""
-        output, self._output = self._output, BranchOutput({})
-        self.branch_output({'logits': output.logits, 'terms': output.terms})
+        handed_over, self._handed_over = self._handed_over, {}
+        self.branch_output(handed_over)
+
+    def _begin_epoch(self) -> None:
+        if self.num_epochs is None or self._epoch < self.num_epochs:
+            self._task[0].set_epoch(self._epoch, self.num_epochs)
 
     def post_epoch_process(self, *args: Any, **kwargs: Any) -> None:
         self._epoch += 1
         if self._owns_mode:
             self.eval()
-        if not is_main_process():
-            return
+        if is_main_process():
+            self._save()
+        self._begin_epoch()     # the next one, on every process
+
+    def _save(self) -> None:
         if self.ckpt_file_path is not None:
             make_parent_dirs(self.ckpt_file_path)
-            torch.save({'model': self.branches.state_dict(), 'epoch': self._epoch}, self.ckpt_file_path)
+            state = {} if self.branches is None else self.branches.state_dict()
+            torch.save({'model': state, 'epoch': self._epoch}, self.ckpt_file_path)
         if self._export is not None and self._export_is_due():
             from sf_teacher.exporting.exporter import export
 
@@ -229,7 +241,8 @@ class Teacher4Method(AuxiliaryModelWrapper):
     def _load_branches(self, path: str) -> None:
         try:
             state = torch.load(path, map_location='cpu', weights_only=True)
-            self.branches.load_state_dict(state['model'])
+            if self.branches is not None:
+                self.branches.load_state_dict(state['model'])
             self._epoch = state['epoch']
         except Exception as error:
             raise SFTeacherError(

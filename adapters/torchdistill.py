@@ -30,10 +30,11 @@ from torchdistill.models.registry import (
 )
 
 from sf_teacher import SFTeacherError
-from sf_teacher.methods import METHODS, SFTN
+from sf_teacher.methods import METHODS
+from sf_teacher.methods.base import Method
 
 from ._loss import MethodLoss
-from ._simplifier import Teacher4StudentFriendlyKD
+from ._student_method import Teacher4StudentMethod
 from ._timm import build_model, build_teacher
 from ._torchdistill import Teacher4Method
 
@@ -105,16 +106,6 @@ def skip_forward(model: nn.Module, sample_batch: Any, *args: Any, **kwargs: Any)
     """Do not run a model: for the student in the stage that trains the teacher."""
 
 
-class Teacher4SFTN(Teacher4Method):
-    __doc__ = f'SFTN, Student-Friendly Teacher Networks (Park et al., NeurIPS 2021).\n\n    {Teacher4Method.__doc__}'
-    method_class = SFTN
-
-
-class SFTNLoss(MethodLoss):
-    __doc__ = f'SFTN, Student-Friendly Teacher Networks (Park et al., NeurIPS 2021).\n\n    {MethodLoss.__doc__}'
-    method_class = SFTN
-
-
 def _register(registry: Mapping[str, Any], register: Callable[..., Any], entries: Iterable[tuple[str, Any]]) -> None:
     for key, value in entries:
         taken = registry.get(key)
@@ -125,21 +116,21 @@ def _register(registry: Mapping[str, Any], register: Callable[..., Any], entries
         register(key=key)(value)
 
 
-def _for_every_method(base: type, prefix: str, suffix: str) -> list[tuple[str, type]]:
-    """The class of each method: the one above, or one made from `base`."""
-    found = []
-    for cls in METHODS.values():
-        name = f'{prefix}{cls.__name__}{suffix}'
-        made = globals().get(name) or type(name, (base,), {
-            '__doc__': base.__doc__, '__module__': __name__, 'method_class': cls})
-        found.append((name, made))
-    return found
+def _register_method(cls: type[Method]) -> None:
+    """Make `Teacher4NAME`, and in the teacher's phase `NAMELoss`, attributes of this module and torchdistill keys."""
+    bases = {f'Teacher4{cls.__name__}': Teacher4StudentMethod} if cls.phase == 'student' else {
+        f'Teacher4{cls.__name__}': Teacher4Method, f'{cls.__name__}Loss': MethodLoss}
+    for name, base in bases.items():
+        doc = f'{cls.title or cls.__name__}.\n\n    {base.__doc__}'
+        made = type(name, (base,), {'__doc__': doc, '__module__': __name__, 'method_class': cls})
+        globals()[name] = made
+        if base is MethodLoss:
+            _register(MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss, [(name, made)])
+        else:
+            _register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, [(name, made)])
 
 
 _register(MODEL_DICT, register_model,
           [('sf_teacher.timm_teacher', timm_teacher), ('sf_teacher.timm_model', timm_model)])
 _register(FORWARD_PROC_FUNC_DICT, register_forward_proc_func, [('sf_teacher.skip_forward', skip_forward)])
-_register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper,
-          [*_for_every_method(Teacher4Method, 'Teacher4', ''),
-           ('Teacher4StudentFriendlyKD', Teacher4StudentFriendlyKD)])
-_register(MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss, _for_every_method(MethodLoss, '', 'Loss'))
+METHODS.for_each(_register_method)

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from .exporting.verify import check_folder, verify
     from .factory import wrap
     from .kd_task import StudentFriendlyKDTask
-    from .methods import GTN, SFTN, TESKD, Method
+    from .methods.base import Method
+    from .methods.gtn import GTN
+    from .methods.registry import register_method
+    from .methods.sftn import SFTN
+    from .methods.teskd import TESKD
     from .task import StudentFriendlyTask
 
 __all__ = [
@@ -29,17 +33,19 @@ __all__ = [
     '__version__',
     'check_folder',
     'export',
+    'register_method',
     'verify',
     'wrap',
 ]
 
 _MODULES = {
-    'GTN': 'methods',
-    'SFTN': 'methods',
-    'TESKD': 'methods',
-    'Method': 'methods',
+    'GTN': 'methods.gtn',
+    'SFTN': 'methods.sftn',
+    'TESKD': 'methods.teskd',
+    'Method': 'methods.base',
     'StudentFriendlyKDTask': 'kd_task',
     'StudentFriendlyTask': 'task',
+    'register_method': 'methods.registry',
     'export': 'exporting.exporter',
     'check_folder': 'exporting.verify',
     'verify': 'exporting.verify',

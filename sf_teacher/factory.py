@@ -10,7 +10,8 @@ from torch import nn
 from .checks import check_model, check_size
 from .errors import SFTeacherError
 from .exporting.verify import LOCAL, check_folder
-from .methods import Method, get_method
+from .methods import get_method
+from .methods.base import Method
 from .split.boundaries import Size, default_input_size
 from .task import Boundaries, StudentFriendlyTask
 

@@ -1,81 +1,81 @@
-"""What is attached to a teacher, and where: from what the user named to one module with branches."""
-import itertools
-from collections.abc import Sequence
+"""A plain model and a method's module in one forward, so that distributed training synchronises both."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
-from .errors import SFTeacherError
-from .methods._branches import BranchOutput, BranchSet, Plan
-from .split.boundaries import Boundary, Size, feature_info, feature_name
-from .split.pairing import pick_boundary
-from .split.teacher_taps import forward_with_maps, teacher_boundaries
-
-Boundaries = Sequence[int | str | tuple[int | str, int | str]]
+from .methods.base import Criterion, Method, Progress, Step
+from .split.boundaries import Boundary
+from .split.teacher_taps import forward_with_maps
 
 
-def make_plan(teacher: nn.Module, students: list[nn.Module], boundaries: Boundaries | None, input_size: Size) -> Plan:
-    """Measure a teacher's boundaries and pick those that the user named; arguments as in `StudentFriendlyTask`."""
-    if isinstance(boundaries, str | int):
-        raise SFTeacherError(f'boundaries={boundaries!r} must be a list: give boundaries=[{boundaries!r}]')
-    if odd := [b for b in boundaries or () if isinstance(b, tuple | list) and len(b) != 2]:
-        raise SFTeacherError(f'boundaries: {odd[0]!r} is no pair (teacher boundary, student boundary)')
-    pairs: list[tuple[int | str, int | str | None]] = [
-        (b[0], b[1]) if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
-    if boundaries is not None and not pairs:
-        raise SFTeacherError('boundaries=[] leaves nothing to attach a branch to: name boundaries, or omit it')
-    known = {f.get('module') for f in feature_info(teacher)}
-    names = None
-    if any(isinstance(t, str) and t not in known for t, _ in pairs):    # then all of them by module path
-        count = len(feature_info(teacher))
-        pairs = [(feature_name(teacher, t) if isinstance(t, int) and 0 <= t < count else t, s) for t, s in pairs]
-        names = list(dict.fromkeys(str(t) for t, _ in pairs))
-    found, logits = teacher_boundaries(teacher, input_size, names)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise SFTeacherError(f'teacher {type(teacher).__name__} must return logits [B, K], one tensor; it returns '
-                             f'{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}')
-    chosen: list[Boundary] | None = [pick_boundary(found, t, teacher, 'teacher') for t, _ in pairs] or None
-    modules = [s for _, s in pairs if s is not None]
-    if modules and (len(modules) < len(pairs) or not students):
-        raise SFTeacherError(f'boundaries={list(boundaries or ())!r} ' + (
-            'mixes pairs and single teacher boundaries: give either for all' if students else
-            'names boundaries of a student, and there is none: give those of the teacher alone'))
-    if chosen and not modules:      # in order of depth, in which they are paired and stacked
-        order = [id(b) for b in found]
-        chosen.sort(key=lambda b: order.index(id(b)))
-        if twice := [a.name for a, b in itertools.pairwise(chosen) if a is b]:
-            raise SFTeacherError(f'`boundaries` names {", ".join(twice)} more than once: name each once')
-    return Plan(found, chosen, students, [modules or None for _ in students], input_size, logits.shape[-1])
-
-
-class BranchedTeacher(nn.Module):
-    """A teacher and its branches in one forward, so that distributed training synchronises the gradients of both.
+class JointModel(nn.Module):
+    """What a task trains.
 
     Args:
-        teacher: The plain model, which stays as it is.
-        branches: Branch set built for it.
-        active: Whether the branches are executed.
+        model: The plain model, which stays as it is.
+        extra: The method's module, or None.
+        method: The method.
+        progress: Epoch and step, kept up to date by the task.
 
     Shape:
-        - input: images [B, C, H, W].
-        - output: the teacher's logits [B, K] and the branches' output, or None where they are not executed.
+        - input: images [B, C, H, W], and in the student's phase the frozen teacher's logits [B, K].
+        - output: logits [B, K], the maps tapped, and what the method's module returned (None where it is not run).
     """
 
-    def __init__(self, teacher: nn.Module, branches: BranchSet, active: bool = True) -> None:
+    def __init__(self, model: nn.Module, extra: nn.Module | None, method: Method, progress: Progress) -> None:
         super().__init__()
-        self.teacher, self.branches, self.active = teacher, branches, active
-        if not active:
-            branches.requires_grad_(False)
+        self.model, self.extra, self.method, self.progress = model, extra, method, progress
+        if extra is not None and not method.active:
+            extra.requires_grad_(False)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, BranchOutput | None]:
-        if not self.active:
-            return self.teacher(x), None
-        logits, maps = forward_with_maps(self.teacher, self.branches.boundaries, x)
-        return logits, self.branches(maps, logits)
+    @property
+    def boundaries(self) -> Sequence[Boundary]:
+        """Where the plain model is tapped."""
+        return getattr(self.extra, 'boundaries', ()) if self.method.active else ()
+
+    def forward(
+            self,
+            input: torch.Tensor,
+            reference: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor], Any]:
+        logits, maps = forward_with_maps(self.model, self.boundaries, input)
+        if not self.method.active:
+            return logits, maps, None
+        return logits, maps, self.method.run(self.step(input, logits, maps, reference=reference))
+
+    def step(
+            self,
+            input: torch.Tensor,
+            logits: torch.Tensor,
+            maps: list[torch.Tensor],
+            output: Any = None,
+            target: Any = None,
+            criterion: Criterion | None = None,
+            reference: torch.Tensor | None = None,
+            sample_index: torch.Tensor | None = None,
+    ) -> Step:
+        """One step as the method's terms see it."""
+        return Step(input, target, self.model, logits, maps, self.extra, output, criterion, self.progress, reference,
+                    sample_index)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that the teacher and the students exclude from weight decay."""
+        """Parameters that the model and the students exclude from weight decay."""
         return {f'{path}.{name}' if path else name
                 for path, module in self.named_modules() if module is not self and hasattr(module, 'no_weight_decay')
                 for name in module.no_weight_decay()}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
+        """The plain model's layers for layer-wise learning rates; the method's module counts as its last layer."""
+        model: Any = self.model
+        if not hasattr(model, 'group_matcher'):
+            return lambda name: (0,)
+        layers = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        last = max(layers.values())
+        return lambda name: (layers.get(name.removeprefix('model.'), last),)

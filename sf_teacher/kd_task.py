@@ -4,29 +4,18 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from timm.task import LogitDistillationTask
 from timm.utils import unwrap_model
 from torch import nn
 
 from .errors import SFTeacherError
-from .extra_state import PlainWithExtra
+from .joint_task import JointTask
 from .methods._simplifier import CollapseWatch, Simplifier
-from .training.settings import SIMPLIFIER_LR
+from .methods.base import Context
+from .methods.student_friendly_kd import StudentFriendlyKD
 
 
-class StudentWithSimplifier(nn.Module):
-    """What is trained, in one forward: images and the teacher's logits to the student's logits and its targets."""
-
-    def __init__(self, student: nn.Module, simplifier: Simplifier) -> None:
-        super().__init__()
-        self.student, self.simplifier = student, simplifier
-
-    def forward(self, x: torch.Tensor, teacher_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.student(x), self.simplifier(teacher_logits)
-
-
-class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
+class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
     """Distils a student from any frozen teacher by way of a simplifier; what is evaluated and saved is the student.
 
     The loss is that of `timm.task.LogitDistillationTask`, with the simplifier's targets in the place of the teacher's
@@ -57,7 +46,7 @@ class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
         losses['loss'].backward()
         ```
     """
-    joint, plain_name, extra_name = StudentWithSimplifier, 'student', 'simplifier'
+    method: StudentFriendlyKD
 
     def __init__(
             self,
@@ -66,7 +55,7 @@ class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
             *,
             simplifier: Simplifier | None = None,
             temperature: float = 4.,
-            simplifier_lr: float = SIMPLIFIER_LR,
+            simplifier_lr: float = StudentFriendlyKD.simplifier_lr,
             watch: CollapseWatch | None = None,
             **kwargs: Any,
     ) -> None:
@@ -75,26 +64,30 @@ class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
         if (given := getattr(unwrap_model(self.teacher.model), 'num_classes', classes)) != classes:
             raise SFTeacherError(f'the teacher has {given} classes and the student {classes}: build both with the same '
                                  f'num_classes')
+        self.method = StudentFriendlyKD(
+            temperature=temperature, simplifier_lr=simplifier_lr, task_loss_weight=self.task_loss_weight,
+            distill_loss_weight=self.distill_loss_weight)
         if simplifier is None:
             with torch.random.fork_rng(devices=[]):     # leaves the training's random numbers alone
-                simplifier = Simplifier(classes, temperature)
+                simplifier = self.method.build(Context(student_model, (), None, (0, 0, 0), classes))
         if (simplifier.num_classes, simplifier.temperature) != (classes, temperature):
             raise SFTeacherError(f'{simplifier} does not fit a student of {classes} classes and temperature='
                                  f'{temperature:g}: build it with these')
+        if watch is not None:
+            simplifier.watch = watch
         self.teacher.requires_grad_(False)
-        self.watch, self.simplifier_lr = watch or CollapseWatch(), simplifier_lr
-        self.trainable_module = StudentWithSimplifier(student_model, simplifier.to(self.device, self.dtype))
+        self.join(student_model, simplifier)
         self.train(student_model.training)
 
     @property
     def student(self) -> nn.Module:
         """The plain student."""
-        return unwrap_model(self.trainable_module).student
+        return self.joint.model
 
     @property
     def simplifier(self) -> Simplifier:
         """The simplifier."""
-        return unwrap_model(self.trainable_module).simplifier
+        return cast(Simplifier, self.joint.extra)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """One forward of teacher, simplifier and student.
@@ -107,14 +100,9 @@ class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
             mean, std = cast(torch.Tensor, self.student_mean), cast(torch.Tensor, self.student_std)
             images = self.teacher.normalize_input(input, mean, std)
             teacher_logits = self.teacher(images.detach(), return_features=False)
-        student_logits, targets = self.trainable_module(input, teacher_logits)
-        task_loss = self.criterion(student_logits, target)
-        log_q = F.log_softmax(student_logits / self.temperature, dim=-1)
-        log_p = F.log_softmax(targets / self.temperature, dim=-1)
-        kd_loss = F.kl_div(log_q, log_p, reduction='batchmean', log_target=True) * (self.temperature ** 2)
-        seen = self.watch.update(teacher_logits, targets, target, self.temperature, self.training)
-        loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
-        return {'loss': loss, 'output': student_logits, 'task_loss': task_loss, 'kd_loss': kd_loss, **seen}
+        result = self.losses(input, target, reference=teacher_logits)
+        del result['branch_output']     # there are no branches in the student's phase
+        return result
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.) -> list[dict[str, Any]]:
         """Groups for an optimizer: the student's as timm makes them, then the simplifier at a rate of its own.
@@ -131,7 +119,8 @@ class StudentFriendlyKDTask(PlainWithExtra, LogitDistillationTask):
         excluded = student.no_weight_decay() if hasattr(student, 'no_weight_decay') else set()
         groups = param_groups_weight_decay(student, weight_decay, no_weight_decay_list=excluded)
         own = param_groups_weight_decay(self.simplifier, weight_decay)
-        return [{**group, 'lr': lr} for group in groups] + [{**group, 'lr': lr * self.simplifier_lr} for group in own]
+        lr_own = lr * self.method.simplifier_lr
+        return [{**group, 'lr': lr} for group in groups] + [{**group, 'lr': lr_own} for group in own]
 
     def compile(    # type: ignore[override]
             self,

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checks import check_batch, check_model, check_size, check_target
 from .errors import SFTeacherError
-from .extra_state import PlainWithExtra
-from .functional import joint_loss
-from .joint import Boundaries, BranchedTeacher, make_plan
-from .methods import Method, get_method, options
-from .methods._branches import BranchOutput, BranchSet
+from .joint_task import JointTask
+from .methods import get_method
+from .methods.base import Context, Criterion, Method, options
 from .split.boundaries import Size, default_input_size
+from .split.selection import Boundaries
 
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-
-class StudentFriendlyTask(PlainWithExtra):
+class StudentFriendlyTask(JointTask):
     """Trains a teacher together with student branches; what is evaluated, saved and exported is the plain teacher.
 
     Args:
@@ -50,8 +47,6 @@ class StudentFriendlyTask(PlainWithExtra):
         losses['loss'].backward()
         ```
     """
-    joint, plain_name, extra_name = BranchedTeacher, 'teacher', 'branches'
-
     def __init__(
             self,
             model: nn.Module,
@@ -73,35 +68,47 @@ class StudentFriendlyTask(PlainWithExtra):
             check_model(student, 'student')
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.input_size = check_size(input_size or default_input_size(model))
+        if students and not self.method.takes_students:
+            given = ', '.join(type(s).__name__ for s in students)
+            raise SFTeacherError(f'{type(self.method).__name__} takes no students, got {given}: leave students out, '
+                                 f'wrap(teacher, method="{self.method.key}"), or choose a method that trains with '
+                                 f'them, e.g. sftn')
+        if boundaries is not None and not self.method.uses_boundaries:
+            raise SFTeacherError(f'{type(self.method).__name__} attaches nothing at boundaries, got boundaries='
+                                 f'{boundaries!r}: leave them out')
         with torch.random.fork_rng(devices=[]):     # branches leave the training's random numbers alone
-            plan = make_plan(model, students, boundaries, self.input_size)
-            branches = self.method.build(plan).to(self.device, self.dtype)
-        self.num_classes, self.student_names = plan.num_classes, [type(s).__name__ for s in students]
-        branches.train(model.training)
-        self.trainable_module: Any = BranchedTeacher(model, branches, self.method.uses_branches)
-        self.training = self.trainable_module.training = model.training
+            context = Context(model, students, boundaries, self.input_size)
+            extra = self.method.build(context)
+            self.num_classes, self.student_names = context.num_classes, [type(s).__name__ for s in students]
+        self.join(model, extra)
         self._checked = False
 
     @property
     def teacher(self) -> nn.Module:
         """The plain teacher that is being trained."""
-        return unwrap_model(self.trainable_module).teacher
+        return self.joint.model
 
     @property
-    def branches(self) -> BranchSet:
-        """The branch set."""
-        return unwrap_model(self.trainable_module).branches
+    def branches(self) -> Any:
+        """What the method trains beside the teacher, e.g. its branches; None for a method without."""
+        return self.joint.extra
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
-        """One forward of teacher and branches, and the joint loss.
+    def forward(
+            self,
+            input: torch.Tensor,
+            target: torch.Tensor,
+            index: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """One forward of teacher and branches, and the method's loss.
 
         Args:
             input: Images [B, C, H, W].
             target: Labels [B], or soft targets [B, K] where the criterion takes them.
+            index: Numbers of the images in the data set [B], for a method that needs them.
 
         Returns:
             ``"loss"`` to call backward on, ``"output"`` (the teacher's logits [B, K]), ``"branch_output"`` (the
-            branches' logits by name) and every term of the loss by name, see `joint_loss`.
+            branches' logits by name) and every term of the loss by name, see the method.
 
         Raises:
             SFTeacherError: Images of wrong channels or size, or (first batch only) labels out of range.
@@ -110,8 +117,12 @@ class StudentFriendlyTask(PlainWithExtra):
         if not self._checked:
             check_target(target, len(input), self.num_classes)
             self._checked = True
+        if self.method.needs_index and self.joint.training and index is None:
+            raise SFTeacherError(f'{type(self.method).__name__} needs to know which images of the data set a batch '
+                                 f'holds: call task(images, targets, index) with their numbers [B]; a loader that '
+                                 f'does not tell them cannot be used with this method')
         try:
-            logits, branches = self.trainable_module(input)
+            return self.losses(input, target, index=index)
         except (RuntimeError, AssertionError, ValueError) as error:
             if 'more than 1 value per channel' in str(error):
                 raise SFTeacherError(f'batch norm cannot train with batch size 1 on a map of 1x1 ({error}): use larger '
@@ -122,9 +133,6 @@ class StudentFriendlyTask(PlainWithExtra):
                 f'images of size {tuple(input.shape[1:])} do not fit: teacher and branches were built for '
                 f'input_size={self.input_size} ({type(error).__name__}: {error}). Resize the images or give this '
                 f'size as `input_size`.') from error
-        branches = branches or BranchOutput({})
-        losses = joint_loss(logits, branches.logits, branches.terms, target, self.criterion, self.method)
-        return {**losses, 'output': logits, 'branch_output': branches.logits}
 
     def export(
             self,
@@ -148,7 +156,7 @@ class StudentFriendlyTask(PlainWithExtra):
         from .exporting.exporter import export
         if ema and not self.has_ema():
             raise SFTeacherError('task.export(ema=True) needs task.setup_ema() before training')
-        teacher = unwrap_model(self.get_trainable_module(ema=ema)).teacher
+        teacher = unwrap_model(self.get_trainable_module(ema=ema)).model
         notes = {'method': self.method, 'students': self.student_names}
         return export(teacher, folder, metadata={**notes, **(metadata or {})},
                       **{'input_size': self.input_size, **kwargs})
@@ -197,30 +205,23 @@ class StudentFriendlyTask(PlainWithExtra):
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Parameters whose gradients are clipped; `exclude_head` leaves out every classifier (adaptive clipping)."""
-        module = unwrap_model(self.trainable_module)
+        module = self.joint
         heads = {id(p) for m in module.modules() if exclude_head for p in _classifier_parameters(m)}
         return [p for p in module.parameters() if id(p) not in heads]
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that the teacher and the students exclude from weight decay, by their names in the task."""
-        module = unwrap_model(self.trainable_module)
-        names = module.no_weight_decay()
-        excluded = {id(p) for name, p in module.named_parameters() if name in names}
-        return {name for name, p in self.named_parameters() if id(p) in excluded}
-
     def __repr__(self) -> str:
+        def millions(module: nn.Module | None) -> str:
+            return f'{sum(p.numel() for p in module.parameters()) / 1e6 if module is not None else 0:.2f} M parameters'
+
         settings = ', '.join(f'{k}={v!r}' for k, v in options(self.method).items())
-        added = sum(p.numel() for p in self.branches.parameters())
-        own = sum(p.numel() for p in self.teacher.parameters())
         lines = [
             f'{type(self).__name__}(',
             f'  method: {type(self.method).__name__}({settings})',
-            f'  teacher: {type(self.teacher).__name__}, {own / 1e6:.2f} M parameters, {self.num_classes} classes, '
+            f'  teacher: {type(self.teacher).__name__}, {millions(self.teacher)}, {self.num_classes} classes, '
             f'input {"x".join(map(str, self.input_size))}',
             f'  students: {", ".join(self.student_names) or "none"}',
-            f'  branches: {added / 1e6:.2f} M parameters' + ('' if self.method.uses_branches else ', not executed'),
-            *(f'    {line}' for line in self.branches.describe()),
+            f'  branches: {millions(self.branches)}' + ('' if self.method.active else ', not executed'),
+            *(f'    {line}' for line in (self.branches.describe() if hasattr(self.branches, 'describe') else ())),
             ')',
         ]
         return '\n'.join(lines)

@@ -7,7 +7,11 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from sf_teacher.methods._branches import BranchOutput
+from sf_teacher.methods.base import Progress, Step, weighted_sum
 
 
 def train(task: Any, parameters: Any, batch: Any, steps: int, seed: int, lr: float = 0.05) -> list[dict[str, Any]]:
@@ -51,3 +55,9 @@ def jitter(model: nn.Module) -> nn.Module:
                 noise = 0.05 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
                 tensor += noise.abs() if name.endswith('running_var') else noise
     return model
+
+
+def joint_loss(logits, branches, terms, target, method):
+    """The loss of a method for given logits of teacher and branches, and terms of its branch set."""
+    step = Step(None, target, None, logits, [], None, BranchOutput(branches, terms), F.cross_entropy, Progress())
+    return weighted_sum(method.terms(step), method.weights(step.progress))

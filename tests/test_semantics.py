@@ -92,8 +92,8 @@ def test_inductor(name, role):
 
 
 def test_public_names():
-    assert {'wrap', 'export', 'verify', 'SFTN', 'Method', 'StudentFriendlyTask', 'SFTeacherError',
+    assert {'wrap', 'export', 'verify', 'SFTN', 'Method', 'register_method', 'StudentFriendlyTask', 'SFTeacherError',
             'BoundaryError'} <= set(sf_teacher.__all__)
-    assert len(sf_teacher.__all__) <= 12
+    assert len(sf_teacher.__all__) <= 16
     for name in sf_teacher.__all__:
         assert name == '__version__' or getattr(sf_teacher, name).__doc__

@@ -65,7 +65,7 @@ def test_a_checkpoint_of_timms_saver_is_a_plain_teacher(tmp_path):
     path = tmp_path / 'last.pth.tar'
     state = torch.load(path, weights_only=False)
     assert set(state['state_dict']) == set(task.teacher.state_dict())
-    assert set(state['task_state']['branches']) == set(task.branches.state_dict())
+    assert set(state['task_state']['extra']) == set(task.branches.state_dict())
 
     plain = timm.create_model('test_resnet', num_classes=10, checkpoint_path=str(path)).eval()
     ema = task.get_eval_model(ema=True).eval()
@@ -90,7 +90,7 @@ def test_ema_follows_teacher_and_branches():
                 strict=True)
     for old, mean, new in pairs:
         torch.testing.assert_close(mean, (old + new) / 2)
-    assert task.get_eval_model(ema=True) is task.get_trainable_module(ema=True).module.teacher
+    assert task.get_eval_model(ema=True) is task.get_trainable_module(ema=True).module.model
     assert set(task.get_checkpoint_state(ema=True)) == {'state_dict_ema', 'task_state_ema'}
 
 
@@ -137,7 +137,7 @@ def test_weight_decay_spares_what_teacher_and_student_exclude():
     groups = create_optimizer_v2(task, 'adamw', lr=1e-3, weight_decay=0.05).param_groups
     decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
     names = task.no_weight_decay()
-    assert 'trainable_module.teacher.pos_embed' in names and 'trainable_module.teacher.cls_token' in names
+    assert 'trainable_module.model.pos_embed' in names and 'trainable_module.model.cls_token' in names
     assert all(id(p) not in decayed for n, p in task.named_parameters() if n in names)
     assert id(task.teacher.blocks[0].attn.qkv.weight) in decayed
     inner = create_optimizer_v2(task.get_trainable_module(), 'adamw', lr=1e-3, weight_decay=0.05).param_groups

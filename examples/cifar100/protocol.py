@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from sf_teacher.methods import METHODS, options
+from sf_teacher.methods import METHODS
+from sf_teacher.methods.base import options
 from sf_teacher.training import TrainConfig
 
 Spec = dict[str, Any]
@@ -43,7 +44,6 @@ class Arm:
         train: Settings of the loop that differ from the protocol's, e.g. epochs.
         student: The same for its students.
         after: Another arm whose trained teacher it starts from.
-        ramp: Fraction of the epochs in which the weight of the divergence rises from 0, epoch by epoch.
         boundaries: Instead of the pair's.
         branch: The model of the branches instead of the student, or several.
         simplifier: The students learn by way of a simplifier (student-friendly KD) with this fraction of their learning
@@ -55,7 +55,6 @@ class Arm:
     train: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
     after: str | None = None
-    ramp: float = 0.
     boundaries: Any = None
     branch: Spec | list[Spec] | None = None
     simplifier: float = 0.
@@ -152,7 +151,7 @@ def teacher_run(protocol: Protocol, pair_name: str, arm_name: str, seed: int) ->
         'after': teacher_run(protocol, pair_name, arm.after, seed).key if arm.after else None}
     if arm.method:
         resolved = options(METHODS[arm.method](**arm.options))      # a default may change
-        settings |= {'method': arm.method, 'options': resolved, 'ramp': arm.ramp,
+        settings |= {'method': arm.method, 'ramp': resolved.pop('kl_ramp', 0.), 'options': resolved,
                      'branch': arm.branch or pair.student, 'boundaries': arm.boundaries or pair.boundaries}
     return Run('teacher', pair_name, arm_name, seed, 'own', settings)
 

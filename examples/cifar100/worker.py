@@ -4,8 +4,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,8 +87,6 @@ class Worker:
         task = self.task(run)
         train: Any = self.loader('train', run.seed)
         test = self.loader('test')
-        if run.settings.get('ramp'):
-            train = Ramped(train, task, run.settings['ramp'] * run.settings['train']['epochs'])
         folder = self.folder(run)
         config = TrainConfig(**run.settings['train'], seed=run.seed, device=str(self.device), log_interval=10 ** 6,
                              output=str(folder), resume=(folder / 'config.yaml').exists())
@@ -144,7 +140,7 @@ class Worker:
         teacher.to(self.device)
         if 'method' not in s:
             return ClassificationTask(teacher, device=self.device, verbose=False)
-        method = METHODS[s['method']](**s['options'])
+        method = METHODS[s['method']](**s['options'], **({'kl_ramp': s['ramp']} if s['ramp'] else {}))
         branches = s['branch'] if isinstance(s['branch'], list) else [s['branch']]
         students = [build(b, 2000 + seed, self.num_classes) for b in branches] if method.takes_students else []
         boundaries = s['boundaries'] and [tuple(b) if isinstance(b, list) else b for b in s['boundaries']]
@@ -190,23 +186,6 @@ class Worker:
         """The last but one of timm's stages, or of a CIFAR net's."""
         named = list(nets.BOUNDARIES) if isinstance(model, nets.CifarNet) else None
         return default_boundaries(teacher_boundaries(model, self.size, named)[0])[-1]
-
-
-class Ramped:
-    """A loader that sets the weight of a task's divergence for each epoch: linearly from 0 to the method's own."""
-
-    def __init__(self, loader: InMemoryLoader, task: Any, epochs: float) -> None:
-        self.loader, self.task, self.method, self.epochs = loader, task, task.method, epochs
-
-    def set_epoch(self, epoch: int) -> None:
-        self.loader.set_epoch(epoch)
-        self.task.method = replace(self.method, kl_weight=self.method.kl_weight * min(1., epoch / self.epochs))
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..checks import check_model, check_size
 from ..errors import SFTeacherError
 from ..factory import create_model
-from ..methods import Method, get_method, options
+from ..methods import get_method
+from ..methods.base import Method, options
 from ..split.boundaries import Size, default_input_size
 from ..split.pairing import default_boundaries
 from ..split.split_points import student_boundaries
@@ -76,11 +77,11 @@ def inspect(
         return result
     task = StudentFriendlyTask(model, None, built, config, boundaries, size, verbose=False)
     target = torch.zeros(2, dtype=torch.long, device=task.device)
-    used = {b.name for b in task.branches.boundaries}
+    used = {b.name for b in task.joint.boundaries}
     result['teacher']['stages'] = [_stage(b, used) for b in found]
-    result['branches'] = task.branches.describe()
+    result['branches'] = task.branches.describe() if hasattr(task.branches, 'describe') else []
     result['pairs'] = _pairs(task)
-    result['branch_parameters'] = _count(task.branches)
+    result['branch_parameters'] = _count(task.branches) if task.branches is not None else 0
     result['step'] = _cost(task, size, lambda x: task(x, target)['loss'], on_meta, batch=2)
     return result
 

@@ -1,4 +1,4 @@
-"""Branch sets: what is attached to a teacher's boundaries and gives the logits of branches."""
+"""Branch sets: modules attached to a teacher's boundaries that give the logits of student branches."""
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from ..errors import SFTeacherError
-from ..split.boundaries import Boundary, Size
+from ..split.boundaries import Boundary
 from ..split.pairing import default_boundaries, pair_boundaries, pick_boundary
 from ..split.split_points import student_boundaries
 from ..split.tail_check import check_tails
 from ..split.tails import Tail
 from ..split.transforms import Transform
+from .base import Context
 
 _logger = logging.getLogger(__name__)
 
@@ -22,26 +23,6 @@ class BranchOutput:
     """What a branch set returns: logits [B, K] by branch name, and loss terms of its own, already weighted."""
     logits: dict[str, torch.Tensor]
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a branch set is built from.
-
-    Args:
-        teacher: All boundaries of the teacher, in order of depth.
-        chosen: Those that the user named, or None for the default.
-        students: Student models.
-        student_modules: For each student the boundaries that the user named (indices or module paths), or None.
-        input_size: (C, H, W).
-        num_classes: K.
-    """
-    teacher: Sequence[Boundary]
-    chosen: Sequence[Boundary] | None
-    students: Sequence[nn.Module]
-    student_modules: Sequence[Sequence[int | str] | None]
-    input_size: Size
-    num_classes: int
 
 
 class Branch(nn.Module):
@@ -61,7 +42,7 @@ class Branch(nn.Module):
 
 
 class BranchSet(nn.Module):
-    """What every method attaches to a teacher. Subclasses set `boundaries` and return a `BranchOutput`."""
+    """Branches at a teacher's boundaries. Subclasses set `boundaries` and return a `BranchOutput`."""
     boundaries: list[Boundary]
 
     def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
@@ -82,31 +63,32 @@ class StudentBranches(BranchSet):
     """SFTN: at each pair of boundaries a transform and the tail of a student.
 
     Args:
-        plan: Teacher boundaries and students.
+        context: Teacher and students.
         shared: Whether the branches of one student share the weights of the layers they have in common; their
             normalisation statistics stay their own.
         act: See `Transform`.
         detach: Whether the branches leave the teacher's features alone.
     """
 
-    def __init__(self, plan: Plan, shared: bool = False, act: str = 'auto', detach: bool = False) -> None:
+    def __init__(self, context: Context, shared: bool = False, act: str = 'auto', detach: bool = False) -> None:
         super().__init__()
         self.detach = detach
-        if not plan.students:
+        if not context.students:
             raise SFTeacherError('SFTN needs a student: wrap(teacher, "resnet18"), a timm name or a module')
         self.branches = nn.ModuleList()
         self.names: list[str] = []
-        for index, (student, modules) in enumerate(zip(plan.students, plan.student_modules, strict=True)):
-            branches = _student_branches(plan, student, modules, act)
+        modules_of = context.selection.student_modules
+        for index, (student, modules) in enumerate(zip(context.students, modules_of, strict=True)):
+            branches = _student_branches(context, student, modules, act)
             if shared:
                 _share([branch.tail for branch in branches])
-            label = f'{index}.' if len(plan.students) > 1 else ''
+            label = f'{index}.' if len(context.students) > 1 else ''
             self.names += [f'{label}{b.source.name}-{b.target}' for b in branches]
             self.branches.extend(branches)
         twice = {name for name in self.names if self.names.count(name) > 1}
         if twice:
             raise SFTeacherError(f'`boundaries` pairs {", ".join(sorted(twice))} more than once: name each pair once')
-        order = [b for b in plan.teacher if any(b is branch.source for branch in self.branches)]
+        order = [b for b in context.selection.teacher if any(b is branch.source for branch in self.branches)]
         self.boundaries = order
         self.sources = [next(i for i, b in enumerate(order) if b is branch.source) for branch in self.branches]
 
@@ -120,12 +102,18 @@ class StudentBranches(BranchSet):
         return [f'{name}: {branch}' for name, branch in zip(self.names, self.branches, strict=True)]
 
 
-def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | str] | None, act: str) -> list[Branch]:
-    chosen = list(plan.chosen) if plan.chosen is not None else default_boundaries(plan.teacher)
+def _student_branches(
+        context: Context,
+        student: nn.Module,
+        modules: Sequence[int | str] | None,
+        act: str,
+) -> list[Branch]:
+    selection = context.selection
+    chosen = list(selection.chosen) if selection.chosen is not None else default_boundaries(selection.teacher)
     if modules is None:
-        found, trace = student_boundaries(student, plan.input_size)
+        found, trace = student_boundaries(student, context.input_size)
         usable = default_boundaries(found)
-        if plan.chosen is not None and len(usable) < len(chosen):
+        if selection.chosen is not None and len(usable) < len(chosen):
             usable = found
             if len(usable) < len(chosen):
                 raise SFTeacherError(
@@ -134,16 +122,17 @@ def _student_branches(plan: Plan, student: nn.Module, modules: Sequence[int | st
                     f'({", ".join(b.name for b in found)}): name fewer, or pairs with module paths of the student')
         pairs = pair_boundaries(chosen, usable)
     elif any(isinstance(m, int) for m in modules):
-        found, trace = student_boundaries(student, plan.input_size)
+        found, trace = student_boundaries(student, context.input_size)
         pairs = list(zip(chosen, [pick_boundary(found, m, student, 'student') for m in modules], strict=True))
     else:
-        found, trace = student_boundaries(student, plan.input_size, [str(m) for m in modules])
+        found, trace = student_boundaries(student, context.input_size, [str(m) for m in modules])
         pairs = list(zip(chosen, found, strict=True))
     tails = [Tail(student, s.cut, trace) for _, s in pairs if s.cut]
-    if trace.logits[0].shape[-1] != plan.num_classes:
+    if trace.logits[0].shape[-1] != context.num_classes:
         raise SFTeacherError(
             f'student {type(student).__name__} has {trace.logits[0].shape[-1]} classes and the teacher '
-            f'{plan.num_classes}: build both with the same num_classes, e.g. wrap(..., num_classes={plan.num_classes})')
+            f'{context.num_classes}: build both with the same num_classes, e.g. wrap(..., '
+            f'num_classes={context.num_classes})')
     check_tails(trace, tails)
     if not any(p.requires_grad for tail in tails for p in tail.parameters()):
         _logger.warning('Student %s is frozen (requires_grad is off): of its branches only the transforms will be '

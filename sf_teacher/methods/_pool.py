@@ -11,7 +11,8 @@ from torch import nn
 from ..errors import SFTeacherError
 from ..functional import kl_divergence
 from ._banks import ZeroGradient, block_classes, find_families, find_loans, take, undecayed
-from ._branches import Branch, BranchOutput, BranchSet, Plan, StudentBranches
+from ._branches import Branch, BranchOutput, BranchSet, StudentBranches
+from .base import Context
 
 
 class SampledPool(BranchSet):
@@ -34,7 +35,7 @@ class SampledPool(BranchSet):
     distribution has collapsed on one of the M students.
 
     Args:
-        plan: Teacher boundaries and students.
+        context: Teacher and students.
         sampler: ``"uniform"`` or ``"learned"``.
         seed: Of the sequence of paths.
         path_weight: See above.
@@ -46,7 +47,7 @@ class SampledPool(BranchSet):
 
     def __init__(
             self,
-            plan: Plan,
+            context: Context,
             sampler: str = 'uniform',
             seed: int = 0,
             path_weight: float = 1.,
@@ -56,30 +57,30 @@ class SampledPool(BranchSet):
             detach: bool = False,
     ) -> None:
         super().__init__()
-        if not plan.students:
+        if not context.students:
             raise SFTeacherError('GTN needs a pool of students, timm names or modules: wrap(teacher, ["resnet10t", '
                                  '"resnet18"], method="gtn")')
         self.seed, self.detach, self.step = seed, detach, 0
         self.path_weight, self.entropy_weight = path_weight, entropy_weight
-        made = StudentBranches(plan, act=act)
+        made = StudentBranches(context, act=act)
         self.boundaries = made.boundaries
         count = iter(zip(made.branches, made.names, made.sources, strict=True))
-        self.students = [type(s).__name__ for s in plan.students]
+        self.students = [type(s).__name__ for s in context.students]
         self.members = nn.ModuleList()
         self.names: list[list[str]] = []
         self.sources: list[list[int]] = []
-        for members in _by_student(made, len(plan.students)):
+        for members in _by_student(made, len(context.students)):
             own = [next(count) for _ in range(members)]
             self.members.append(nn.ModuleList(branch for branch, _, _ in own))
             self.names.append([name for _, name, _ in own])
             self.sources.append([source for _, _, source in own])
         self.loans = [[find_loans(branch) for branch in member] for member in self._members()]
-        self.families = find_families([block_classes(s) for s in plan.students], self.sources, self.loans)
+        self.families = find_families([block_classes(s) for s in context.students], self.sources, self.loans)
         if require_sharing and (alone := [f for f in range(max(self.families) + 1) if self.families.count(f) == 1]):
             names = ', '.join(f'{self.families.index(f)} ({self.students[self.families.index(f)]})' for f in alone)
             raise SFTeacherError(f'require_sharing=True, but students {names} can share weights with no other of the '
                                  f'pool, as block classes or kernel sizes differ: leave them out, or require_sharing')
-        self._excluded = [undecayed(s) for s in plan.students]
+        self._excluded = [undecayed(s) for s in context.students]
         self.banks = nn.ModuleDict()
         for family, source in sorted({(f, s) for f, own in zip(self.families, self.sources, strict=True) for s in own}):
             self.banks[f'{family}-{source}'] = self._bank(family, source)

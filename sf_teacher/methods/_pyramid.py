@@ -10,7 +10,8 @@ from torch import nn
 
 from ..errors import SFTeacherError
 from ..split.boundaries import Boundary
-from ._branches import BranchOutput, BranchSet, Plan
+from ._branches import BranchOutput, BranchSet
+from .base import Context
 
 STAGES = 4
 
@@ -88,18 +89,16 @@ class FeaturePyramid(BranchSet):
     processes (ours), so that the loss is that of one process with the whole batch.
 
     Args:
-        plan: Teacher boundaries; those that the user named are S_1..S_N, else see `pyramid_boundaries`.
+        context: Teacher; the boundaries that the user named are S_1..S_N, else see `pyramid_boundaries`.
         width: D; None for C_T, the official width [code].
         feature_weight: Weight of the distance between the features of students and teacher.
     """
 
-    def __init__(self, plan: Plan, width: int | None = 128, feature_weight: float = 1e-7) -> None:
+    def __init__(self, context: Context, width: int | None = 128, feature_weight: float = 1e-7) -> None:
         super().__init__()
-        if plan.students:
-            given = ', '.join(type(s).__name__ for s in plan.students)
-            raise SFTeacherError(f'TESKD makes its students itself and takes none, got {given}: leave students out, '
-                                 f'wrap(teacher, method="teskd"), or choose a method that trains with them, e.g. sftn')
-        self.boundaries = list(plan.chosen) if plan.chosen is not None else pyramid_boundaries(plan.teacher)
+        selection = context.selection
+        chosen = selection.chosen
+        self.boundaries = list(chosen) if chosen is not None else pyramid_boundaries(selection.teacher)
         if len(self.boundaries) < 2:
             given = ', '.join(b.name for b in self.boundaries) or 'none'
             raise SFTeacherError(f'TESKD needs at least 2 stages of the teacher and has {given}: name more in '
@@ -115,7 +114,7 @@ class FeaturePyramid(BranchSet):
         self.ups = nn.ModuleList(_conv_norm_act(self.width, self.width) for _ in self.names)
         self.merges = nn.ModuleList(_conv_norm_act(2 * self.width, self.width) for _ in self.names)
         self.students = nn.ModuleList(
-            PyramidStudent(self.width, self.channels, plan.num_classes, stride) for stride in self.strides)
+            PyramidStudent(self.width, self.channels, context.num_classes, stride) for stride in self.strides)
 
     def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
         laterals = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]

@@ -43,6 +43,7 @@ class Simplifier(nn.Module):
         if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
             raise SFTeacherError(f'Simplifier(temperature={temperature!r}): temperature must be a finite number > 0')
         self.num_classes, self.temperature, self.dim = num_classes, float(temperature), dim or num_classes
+        self.watch = CollapseWatch()
         self.qkv = nn.Linear(num_classes, 3 * self.dim)
         self.proj = nn.Linear(self.dim, num_classes)
         nn.init.zeros_(self.proj.weight)

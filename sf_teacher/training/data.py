@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ def create_loaders(
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        with_index: bool = False,
 ) -> tuple[Any, Any]:
     """Loaders for training and validation.
 
@@ -112,7 +113,14 @@ def create_loaders(
         device: Where batches are delivered.
         rank: This process.
         world_size: Number of processes.
+        with_index: Whether training batches have a third item, the images' numbers in the data set [B].
+
+    Raises:
+        SFTeacherError: The data cannot be loaded like this.
     """
+    if with_index and isinstance(data.train, IterableDataset):
+        raise SFTeacherError(f'{config.dataset} is read as a stream, which does not tell which images of the data set '
+                             f'a batch holds, and the method needs to know: give folders, or another method')
     if not isinstance(data.train, IterableDataset):
         _check_batches(len(data.train), config.batch_size, world_size, train_config.mixes)
     batch_sizes = config.batch_size, config.validation_batch_size or config.batch_size
@@ -131,14 +139,15 @@ def create_loaders(
             images, labels = data.decoded[key]
             loaders.append(InMemoryLoader(
                 images, labels, batch_size, data_config['mean'], data_config['std'], is_training=is_training, **crop,
-                seed=train_config.seed, device=device, rank=rank, world_size=world_size))
+                seed=train_config.seed, device=device, rank=rank, world_size=world_size, with_index=with_index))
         return loaders[0], loaders[1]
     common: dict[str, Any] = dict(
         input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
         interpolation=data_config['interpolation'], num_workers=config.workers, distributed=world_size > 1,
         persistent_workers=False, pin_memory=device.type == 'cuda', device=device)
+    training: Any = Indexed(data.train) if with_index else data.train
     train = create_loader(
-        data.train, batch_size=batch_sizes[0], is_training=True, no_aug=config.no_aug,
+        training, batch_size=batch_sizes[0], is_training=True, no_aug=config.no_aug,
         scale=(config.scale[0], config.scale[1]), hflip=flip_probability(config), color_jitter=config.color_jitter,
         auto_augment=config.aa or None, re_prob=config.reprob, **common)
     if hasattr(train.sampler, 'set_epoch'):
@@ -146,7 +155,41 @@ def create_loaders(
     validation = create_loader(
         data.validation, batch_size=batch_sizes[1], crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'], **common)
-    return train, validation
+    return IndexedLoader(train) if with_index else train, validation
+
+
+class Indexed(Dataset):
+    """A data set whose targets are pairs (label, number of the image)."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> tuple[Any, tuple[int, int]]:
+        image, label = self.dataset[number]
+        return image, (label, number)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'dataset':
+            super().__setattr__(name, value)
+        else:       # timm sets the transform
+            setattr(self.dataset, name, value)
+
+
+class IndexedLoader:
+    """A loader over `Indexed` whose batches are (images, labels, numbers)."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.sampler = loader, loader.sampler
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for images, pairs in self.loader:
+            yield images, pairs[:, 0], pairs[:, 1]
 
 
 def flip_probability(config: DataConfig) -> float:

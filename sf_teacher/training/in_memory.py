@@ -72,6 +72,7 @@ class InMemoryLoader:
         device: Where the images are kept and the batches made.
         rank: This process.
         world_size: Number of processes.
+        with_index: Whether training batches have a third item, the images' numbers [B].
 
     Examples:
 
@@ -96,6 +97,7 @@ class InMemoryLoader:
             device: torch.device | str = 'cpu',
             rank: int = 0,
             world_size: int = 1,
+            with_index: bool = False,
     ) -> None:
         channels = images.shape[1]
         self.pad = crop_padding if is_training else 0
@@ -104,6 +106,7 @@ class InMemoryLoader:
         self.size = images.shape[-2:]
         self.batch_size, self.is_training, self.hflip, self.seed = batch_size, is_training, hflip, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.with_index = with_index and is_training
         self.sampler = OrderedDistributedSampler(images, world_size, rank) if not is_training else None
         self.device = torch.device(device)
         self.mean = torch.tensor(mean, device=device).mul(255).view(1, -1, 1, 1).expand(1, channels, 1, 1)
@@ -118,14 +121,15 @@ class InMemoryLoader:
             return -(-len(self.sampler) // self.batch_size)
         return len(self.images) // (self.batch_size * self.world_size)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         if self.sampler is not None:
             order = torch.tensor(list(self.sampler), device=self.device)
             for index in order.split(self.batch_size):
                 yield self._normalised(self.images[index]), self.labels[index]
             return
         for index, y, x, flip in zip(*(t.to(self.device) for t in self._draw()), strict=True):
-            yield self._normalised(self._crop(index, y, x, flip)), self.labels[index]
+            batch = self._normalised(self._crop(index, y, x, flip)), self.labels[index]
+            yield (*batch, index) if self.with_index else batch
 
     def _draw(self) -> list[torch.Tensor]:
         """Image, crop offsets and flip of every place in this rank's batches, each [batches, batch_size]."""

@@ -18,6 +18,7 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
 
 from ..errors import SFTeacherError
+from ..joint_task import JointTask
 from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
 from .interruption import Guard, Stop, World
 from .progress import Average, Progress, summary_line, watched
@@ -107,6 +108,8 @@ class Loop:
     def _epoch(self, epoch: int, progress: Progress | None) -> Row:
         """Train and evaluate one epoch; its row."""
         set_epoch(self.train_loader, epoch)
+        if isinstance(self.task, JointTask):
+            self.task.set_epoch(epoch, self.epochs)
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
@@ -134,7 +137,7 @@ class Loop:
         steps, batches = self.config.grad_accum_steps, len(self.train_loader)
         average, images, began = Average(), 0, time.perf_counter()
         self.optimizer.zero_grad()
-        for batch, (inputs, target) in enumerate(self.train_loader):
+        for batch, (inputs, target, *index) in enumerate(self.train_loader):
             group = batch // steps      # the last group may be smaller
             in_group = min(steps, batches - group * steps)
             last = batch + 1 == min((group + 1) * steps, batches)
@@ -146,7 +149,7 @@ class Loop:
                 inputs, target = self.mixup(inputs, target)
             with nullcontext() if last else self.task.no_sync():
                 with self.autocast():
-                    result = self.task(inputs, target)
+                    result = self.task(inputs, target, *(i.to(self.device) for i in index))
                 self.guard.check(epoch, batch, result, inputs)
                 self._step(result['loss'] / in_group if in_group > 1 else result['loss'], last)
             average.update(watched(result, target), len(inputs))

@@ -16,8 +16,10 @@ from torch import nn
 
 from ..errors import SFTeacherError
 from ..factory import create_model, wrap
+from ..joint_task import JointTask
 from ..kd_task import StudentFriendlyKDTask
-from ..methods import METHODS, Method, make_method
+from ..methods import METHODS, make_method
+from ..methods.base import Method
 from ..split.boundaries import default_input_size
 from .components import criterion
 from .data import Data, create_loaders, flip_probability, load_data
@@ -159,7 +161,8 @@ def _plan(
     config = replace(config, num_classes=data.num_classes, hflip=flip_probability(config),
                      **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})
     world = World.current()
-    loaders = create_loaders(data, config, config, data_config, device, world.rank, world.size)
+    with_index = isinstance(task, JointTask) and task.method.needs_index
+    loaders = create_loaders(data, config, config, data_config, device, world.rank, world.size, with_index)
     metadata |= {'data': config.data or config.dataset, 'seed': config.seed, 'epochs': config.epochs,
                  'settings': _chosen(config)}
     return Plan(config, task, *loaders, data_config, metadata)
@@ -178,8 +181,8 @@ def _method(config: TeacherRun) -> Method | None:
             raise SFTeacherError(f'method={STANDARD!r} trains a standard teacher, without branches: leave out '
                                  f'{", ".join(given)}')
         return None
-    if name not in METHODS:
-        known = [*METHODS, STANDARD]
+    if name not in METHODS or METHODS[name].phase != 'teacher':
+        known = [*METHODS.of_phase('teacher'), STANDARD]
         close = difflib.get_close_matches(name, known, 1)
         raise SFTeacherError(f'unknown method {config.method!r}' + (f', perhaps {close[0]!r}' if close else '')
                              + f': give one of {", ".join(known)} ({STANDARD}: a standard teacher)')

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import SettingError
 from ..validation import Checked, option, setting
 
-SIMPLIFIER_LR = 0.0005
+SIMPLIFIER_LR = 0.0005    # StudentFriendlyKD's own, repeated so that the settings need no torch; a test compares them
 _NEEDS = {'amp_dtype': 'amp', 'model_ema_decay': 'model_ema', 'model_ema_warmup': 'model_ema', 'clip_mode': 'clip_grad'}
 
 

@@ -98,8 +98,11 @@ def training_box(model, distributed=False, **wrapper):
 class TestRegistration:
     def test_every_method_has_a_wrapper_and_a_loss(self):
         for cls in METHODS.values():
-            assert AUXILIARY_MODEL_WRAPPER_DICT[f'Teacher4{cls.__name__}'].method_class is cls
-            assert MIDDLE_LEVEL_LOSS_DICT[f'{cls.__name__}Loss'].method_class is cls
+            wrapper = AUXILIARY_MODEL_WRAPPER_DICT[f'Teacher4{cls.__name__}']
+            assert wrapper.method_class is cls and pickle.loads(pickle.dumps(wrapper)) is wrapper
+            if cls.phase == 'teacher':
+                loss = MIDDLE_LEVEL_LOSS_DICT[f'{cls.__name__}Loss']
+                assert loss.method_class is cls and getattr(adapter, loss.__name__) is loss
 
     def test_no_key_is_one_of_torchvision(self):
         ours = {key for key, value in MODEL_DICT.items() if value.__module__.startswith('sf_teacher')}
@@ -333,7 +336,7 @@ class TestTeacherTraining:
         assert str(again) == str(box.criterion)
 
     @pytest.mark.parametrize(('change', 'message'), [
-        ({'method': {'kl': 3}}, r"SFTN has no option 'kl': it has teacher_weight"),
+        ({'method': {'kl': 3}}, r"SFTN has no setting 'kl'; it has teacher_weight"),
         ({'students': 'resnet_18'}, r"timm has no model 'resnet_18' \(given as student\)"),
         ({'input_size': [32, 32]}, r'input_size is \[channels, height, width\], got \[32, 32\]'),
         ({'export': {'mean': [0.5]}}, r'`export`: `folder` is missing, got mean'),
@@ -507,7 +510,7 @@ class TestExamples:
         with caplog.at_level(logging.INFO):
             run_script(monkeypatch, 'run', '--config', EXAMPLES / name, '--device', 'cpu', '--seed', 0, '-log_config')
         assert 'model: top-1' in caplog.text
-        if (trains := any(f'/{method}/' in name for method in METHODS)):
+        if (trains := any(f'/{method}/' in name for method in METHODS.of_phase('teacher'))):
             folder = re.search(r"folder: './(.*)'", config(name))[1]
             sf_teacher_free = timm.create_model(f'local-dir:{folder}', pretrained=True)
             assert sf_teacher_free.num_classes == 10

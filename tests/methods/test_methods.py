@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import sf_teacher
-from sf_teacher import GTN, SFTN, TESKD, Method, SFTeacherError
+from sf_teacher import GTN, SFTN, TESKD, SFTeacherError
 from sf_teacher.methods import METHODS
-from sf_teacher.methods._branches import BranchOutput, BranchSet, Plan
+from sf_teacher.methods._branch_method import BranchMethod
+from sf_teacher.methods._branches import BranchOutput, BranchSet
+from sf_teacher.methods.base import Context
 from sf_teacher.split.pairing import default_boundaries
 
 from ..adapters.torchdistill_runs import quick_check
@@ -22,10 +24,10 @@ SIZE = (3, 64, 64)
 # The fifth method: a linear probe at each boundary, and a penalty on what the probes weigh
 
 class Probes(BranchSet):
-    def __init__(self, plan: Plan, penalty: float) -> None:
+    def __init__(self, context: Context, penalty: float) -> None:
         super().__init__()
-        self.boundaries = list(plan.chosen or default_boundaries(plan.teacher))
-        self.probes = nn.ModuleList(nn.Linear(b.layouts[0].channels, plan.num_classes) for b in self.boundaries)
+        self.boundaries = list(context.selection.chosen or default_boundaries(context.selection.teacher))
+        self.probes = nn.ModuleList(nn.Linear(b.layouts[0].channels, context.num_classes) for b in self.boundaries)
         self.penalty = penalty
 
     def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
@@ -38,8 +40,11 @@ class Probes(BranchSet):
 
 
 @dataclass(frozen=True)
-class LinearProbing(Method):
+class LinearProbing(BranchMethod):
     """A toy."""
+    key = 'linear_probing'
+    own_terms = ('penalty',)
+
     kl_weight: float = 0.5
     penalty: float = 0.01
 
@@ -47,8 +52,8 @@ class LinearProbing(Method):
         super().__post_init__()
         self._require(self.penalty >= 0, 'penalty', '>= 0')
 
-    def build(self, plan: Plan) -> BranchSet:
-        return Probes(plan, self.penalty)
+    def build(self, context: Context) -> BranchSet:
+        return Probes(context, self.penalty)
 
 
 def make(method, students=None, teacher='test_resnet', **kwargs):
@@ -83,7 +88,7 @@ CASES = {'sftn': 'test_resnet', 'teskd': None, 'gtn': ['test_resnet', 'test_effi
 
 
 def test_no_method_is_missing_here():
-    assert set(METHODS) == {m for m in CASES if isinstance(m, str)}
+    assert set(METHODS.of_phase('teacher')) == {m for m in CASES if isinstance(m, str)}
     assert [METHODS[m].takes_students for m in ('sftn', 'teskd', 'gtn')] == [True, False, True]
 
 
@@ -119,8 +124,8 @@ def test_the_teachers_logits_are_its_own(method):
 @pytest.mark.parametrize('call,message', [
     (lambda: make('sftn'), r'SFTN needs a student'),
     (lambda: make('gtn'), r'GTN needs a pool of students'),
-    (lambda: make('teskd', 'test_resnet'), r'TESKD makes its students itself and takes none, got ResNet'),
-    (lambda: make('skd', 'test_resnet'), r"unknown method 'skd': give one of 'sftn', 'teskd', 'gtn'"),
+    (lambda: make('teskd', 'test_resnet'), r'TESKD takes no students, got ResNet: leave students out'),
+    (lambda: make('skd', 'test_resnet'), r"unknown method 'skd'.*: give one of 'gtn', 'sftn', 'teskd' or a co"),
     (lambda: TESKD(width=0), r'TESKD\(width=0\): width must be a whole number > 0'),
     (lambda: TESKD(temperature=0.), r'TESKD\(temperature=0.0\): temperature must be a finite number > 0'),
     (lambda: GTN(sampler=''), r"GTN\(sampler=''\): sampler must be 'uniform' or 'learned'"),

@@ -203,7 +203,7 @@ def test_checkpoint_ema_and_copies():
     awake(task.simplifier)
     task.setup_ema(decay=0.5)
     assert task.get_eval_model() is task.student
-    assert task.get_eval_model(ema=True) is task.trainable_module_ema.module.student
+    assert task.get_eval_model(ema=True) is task.trainable_module_ema.module.model
     state = task.get_checkpoint_state()
     assert set(state['state_dict']) == set(model().state_dict())        # the plain student
     other = make()
@@ -277,8 +277,8 @@ def test_distill_trains_and_resumes_with_it(tmp_path):
     rows = run('straight', 2)
     assert {'train_target_top1', 'train_target_entropy', 'train_kd_loss'} <= rows[-1].keys()
     state = runs.final_state(tmp_path / 'straight')
-    assert set(state['task_state']['simplifier']) == set(Simplifier(4).state_dict())
-    assert state['task_state']['simplifier']['proj.weight'].abs().sum() > 0
+    assert set(state['task_state']['extra']) == set(Simplifier(4).state_dict())
+    assert state['task_state']['extra']['proj.weight'].abs().sum() > 0
 
 
 # torchdistill

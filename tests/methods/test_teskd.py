@@ -4,14 +4,13 @@ import math
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import sf_teacher
 from sf_teacher import TESKD, SFTeacherError
-from sf_teacher.functional import joint_loss
 from sf_teacher.methods._pyramid import pyramid_boundaries
 from sf_teacher.split.teacher_taps import teacher_boundaries
+from tests.helpers import joint_loss
 from tests.split.families import FAMILIES, build_small
 from tests.split.family_checks import check_own_logits, check_step
 from tests.split.test_families import SHARE
@@ -86,11 +85,10 @@ def test_the_loss_equals_the_reference():
     f = [torch.randn(5, 6, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     y = torch.tensor([0, 3, 6, 2, 2])
     term = 1e-7 * sum((a - f[0].detach()).square().sum() for a in f[1:])
-    ours = joint_loss(z[0], dict(zip('abc', z[1:], strict=True)), {'feature_distance': term}, y, F.cross_entropy,
-                      TESKD())
+    ours = joint_loss(z[0], dict(zip('abc', z[1:], strict=True)), {'feature_distance': term}, y, TESKD())
     expected = reference_loss(z[0], list(zip(z[1:], f[1:], strict=True)), f[0], y)
-    torch.testing.assert_close(ours['loss'], expected, rtol=1e-12, atol=1e-12)
-    for a, b in zip(torch.autograd.grad(ours['loss'], z), torch.autograd.grad(expected, z), strict=True):
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(ours, z), torch.autograd.grad(expected, z), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
@@ -110,7 +108,7 @@ def test_modules_and_loss_equal_the_reference_on_fixed_tensors(teacher, width, t
     inputs, copies = [[t.clone().requires_grad_() for t in (z_t, *maps)] for _ in range(2)]
 
     output = branches(inputs[1:], inputs[0])
-    ours = joint_loss(inputs[0], output.logits, output.terms, y, F.cross_entropy, task.method)['loss']
+    ours = joint_loss(inputs[0], output.logits, output.terms, y, task.method)
     students = reference_students(copies[1:], weights, training)
     expected = reference_loss(copies[0], students, copies[-1].mean((2, 3)), y)
     for z, (reference, _) in zip(output.logits.values(), students, strict=True):
@@ -171,7 +169,7 @@ def test_wrap_by_name_needs_no_student():
 
 def test_weights_zero_do_not_execute_the_students():
     task = make(method=TESKD(ce_weight=0., kl_weight=0., feature_weight=0.))
-    assert not task.method.uses_branches and task(*batch())['branch_output'] == {}
+    assert not task.method.active and task(*batch())['branch_output'] == {}
     assert 'feature_distance' not in make(method=TESKD(width=16, feature_weight=0.))(*batch())
 
 
@@ -255,7 +253,7 @@ def test_sweep(module):
     (lambda: TESKD(feature_weight=math.nan), r'feature_weight must be a finite number'),
     (lambda: TESKD(ce_weight=0., kl_weight=0.), r'feature_weight must be 0 where ce_weight and kl_weight are'),
     (lambda: sf_teacher.wrap('test_resnet', 'test_resnet', method='teskd'),
-     r'TESKD makes its students itself and takes none, got ResNet: leave students out'),
+     r'TESKD takes no students, got ResNet: leave students out'),
     (lambda: make(boundaries=[4]), r'TESKD needs at least 2 stages of the teacher and has layer4: name more'),
 ])
 def test_bad_input(call, message):

@@ -14,7 +14,6 @@ from timm.layers import freeze_batch_norm_2d
 from timm.task import TrainingTask
 
 from sf_teacher import SFTeacherError, training
-from sf_teacher.methods import METHODS
 
 from . import training_runs as runs
 
@@ -72,7 +71,7 @@ def together(output, kind, world=2, batch_size=8, fail='', dropout=0., **setting
     return [p.exitcode for p in started], logs
 
 
-@pytest.mark.parametrize('kind', [*METHODS, 'plain', 'distill'])
+@pytest.mark.parametrize('kind', [*runs.TEACHER_METHODS, 'plain', 'distill'])
 def test_two_processes_with_half_the_batch_equal_one_with_the_whole(kind, tmp_path):
     two, one = tmp_path / 'two', tmp_path / 'one'
     codes, logs = together(two, kind)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sf_teacher import SFTeacherError
-from sf_teacher.methods import METHODS
 from sf_teacher.training import loop
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.run_folder import RunFolder, read_checkpoint, write_atomically
@@ -41,7 +40,7 @@ def straight(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize('kind', [*METHODS, 'plain', 'distill'])
+@pytest.mark.parametrize('kind', [*runs.TEACHER_METHODS, 'plain', 'distill'])
 def test_killed_after_two_epochs_and_resumed_is_bit_for_bit_the_straight_run(kind, straight, tmp_path):
     output = tmp_path / 'run'
     killed(runs.train, output, kind, die_after=2)

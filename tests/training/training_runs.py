@@ -28,6 +28,8 @@ DATA_CONFIG = dict(input_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, interpolati
 processes = multiprocessing.get_context('forkserver')      # torch and timm are imported once, then forked
 processes.set_forkserver_preload(['tests.training.training_runs'])
 
+TEACHER_METHODS = METHODS.of_phase('teacher')
+
 
 def pixels(count: int = 48, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Images whose brightness tells the class."""
@@ -57,7 +59,7 @@ def task(kind: str = 'teacher', model: str = 'test_resnet', **kwargs: Any) -> An
     """A task of each kind the loop serves: 'teacher' or a method's name, 'plain', 'distill'."""
     torch.manual_seed(0)
     net = timm.create_model(model, num_classes=CLASSES, drop_rate=0.1, **kwargs)
-    if kind == 'teacher' or kind in METHODS:
+    if kind == 'teacher' or kind in TEACHER_METHODS:
         method = 'sftn' if kind == 'teacher' else kind
         students = model if METHODS[method].takes_students else None
         return sf_teacher.wrap(net, students, method=method, input_size=SIZE, student_kwargs=kwargs if students else {})

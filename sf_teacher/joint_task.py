@@ -1,0 +1,108 @@
+"""What our tasks have in common: a `JointModel` is trained, its plain model is evaluated, saved and exported."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import nn
+
+from .joint import JointModel
+from .methods.base import Method, Progress, Step, weighted_sum
+
+
+class JointTask(TrainingTask):
+    """A task that trains a plain model and a method's module.
+
+    What is evaluated is the plain model; a checkpoint has its weights under ``state_dict``, and the module's under
+    ``extra`` in the task's own state.
+    """
+    method: Method
+    criterion: Any
+
+    def join(self, model: nn.Module, extra: nn.Module | None) -> None:
+        """Make the module that is trained; to be called once, at the end of a constructor."""
+        if extra is not None:
+            extra.to(self.device, self.dtype).train(model.training)
+        self.progress = Progress()
+        self.trainable_module: Any = JointModel(model, extra, self.method, self.progress)
+        self.training = self.trainable_module.training = model.training
+
+    @property
+    def joint(self) -> JointModel:
+        """What is trained, without the wrappers of compilation and distributed training."""
+        return unwrap_model(self.trainable_module)
+
+    def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
+        """Tell the method which epoch begins, as samplers are told; `fit` does. Call it on every process.
+
+        Args:
+            epoch: From 0.
+            epochs: Epochs in all, where it is known.
+        """
+        self.progress.epoch, self.progress.epochs = epoch, epochs
+        self.method.set_epoch(self.joint.extra, self.progress)
+
+    def losses(
+            self,
+            input: torch.Tensor,
+            target: torch.Tensor,
+            reference: torch.Tensor | None = None,
+            index: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """One forward: ``"loss"``, ``"output"`` (logits [B, K]), ``"branch_output"`` (by name), and every term."""
+        logits, maps, output = self.trainable_module(input, *(() if reference is None else (reference,)))
+        step: Step = self.joint.step(input, logits, maps, output, target, self.criterion, reference, index)
+        terms = self.method.terms(step)
+        loss = weighted_sum(terms, self.method.weights(self.progress))
+        self.progress.step += self.joint.training
+        return {'loss': loss, **terms, 'output': logits, 'branch_output': self.method.branch_logits(step)}
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The plain model (compiled if the task is), or its EMA."""
+        module = super().get_eval_model(module, ema)
+        inner = unwrap_model(module) if module is not None else None
+        return inner.model if isinstance(inner, JointModel) else module
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The method's module, which a checkpoint keeps beside the plain model's ``state_dict``, and the progress."""
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        if module is None:
+            return {}
+        extra = unwrap_model(module).extra
+        return {'extra': {} if extra is None else extra.state_dict(), 'progress': asdict(self.progress)}
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        """Load the method's module of a checkpoint."""
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        if not state or module is None:
+            return
+        extra = unwrap_model(module).extra
+        if extra is not None:
+            extra.load_state_dict(state['extra'], strict=strict)
+        for name, value in state['progress'].items():
+            setattr(self.progress, name, value)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the model and the students exclude from weight decay, by their names in the task."""
+        names = self.joint.no_weight_decay()
+        excluded = {id(p) for name, p in self.joint.named_parameters() if name in names}
+        return {name for name, p in self.named_parameters() if id(p) in excluded}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
+        """Layers for layer-wise learning rates by the names in the task, see `JointModel.group_matcher`."""
+        matcher = self.joint.group_matcher(coarse)
+        own = {id(p): name for name, p in self.joint.named_parameters()}
+        names = {name: own.get(id(p), '') for name, p in self.named_parameters()}
+        return lambda name: matcher(names.get(name, ''))
