@@ -81,7 +81,7 @@ TRAIN = [
     (['--pretrained'], "could not build the teacher 'test_resnet'"),
     (['--model-kwargs nonsense=1'], "could not build the teacher 'test_resnet' with .*nonsense"),
     (['--model-kwargs nonsense'], "'nonsense' is not KEY=VALUE"),
-    (['--method sftm'], "unknown method 'sftm', perhaps 'sftn': give one of sftn, teskd, gtn, none"),
+    (['--method sftm'], "unknown method 'sftm', perhaps 'sftn': give one of gtn, sftn, teskd, none"),
     (['--method none'], "method='none' trains a standard teacher, without branches: leave out student"),
     (['--method None', '~--student', '--boundaries 1', '--student-kwargs a=1'], 'leave out boundaries, student_kwargs'),
     (['~--student'], "method='sftn' needs a student: .*--student resnet18.*'none' for a standard teacher"),
