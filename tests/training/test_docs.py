@@ -13,7 +13,7 @@ from sf_teacher.cli.flags import settings
 from sf_teacher.training.settings import ReportRun, StudentRun, TeacherRun
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = [(path.name, line) for path in sorted((ROOT / 'docs').glob('*.md'))
+COMMANDS = [(path.name, line) for path in sorted((ROOT / 'docs').rglob('*.md'))
             for line in re.findall(
                 r'^(?:sf-teacher|torchrun .*-m sf_teacher) (?:train|distill|report) .*',
                 path.read_text(), re.M)]

@@ -1,0 +1,53 @@
+"""The pages of the site that are kept elsewhere in the repository, and links to files that are no pages.
+
+The same links work when the files are read in the repository. With `repo_url` in mkdocs.yml, links to files that are
+pages lead there; without it the file's path is shown. A link to a file that does not exist fails the build, as mkdocs
+does for pages.
+"""
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+PAGES = {       # in the repository: on the site
+    'CHANGELOG.md': 'changelog.md',
+    'CONTRIBUTING.md': 'contributing.md',
+    'examples/cifar100/RESULTS.md': 'results/cifar100.md',
+}
+FIGURES = {'examples/cifar100/figures': 'results/figures'}
+LINK = re.compile(r'(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)')
+
+
+def on_files(files: Any, config: Any, **kwargs: Any) -> None:
+    """Add the pages that lie outside docs/, and their figures."""
+    root = Path(config.docs_dir).parent
+    found = dict(PAGES)
+    for folder, place in FIGURES.items():
+        found |= {f'{folder}/{path.name}': f'{place}/{path.name}' for path in sorted((root / folder).glob('*.png'))}
+    for source, place in found.items():
+        if not (root / source).is_file():
+            raise PluginError(f'docs/hooks.py: {source} is not in the repository')
+        files.append(File.generated(config, place, abs_src_path=str(root / source)))
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> str:
+    """Turn links between files of the repository into links of the site."""
+    docs, here = Path(config.docs_dir), page.file.src_uri
+    home = next((source for source, place in PAGES.items() if place == here), f'{docs.name}/{here}')
+
+    def rewritten(match: re.Match[str]) -> str:
+        text, link, heading = match[1], match[2], match[3] or ''
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(home), link))
+        if not (docs.parent / path).exists():
+            raise PluginError(f'{home}: the link to {link} leads to {path}, which is not in the repository')
+        place = PAGES.get(path, path.removeprefix(f'{docs.name}/') if path.startswith(f'{docs.name}/') else None)
+        if place is not None:
+            return f'[{text}]({posixpath.relpath(place, posixpath.dirname(here) or ".")}{heading})'
+        if config.repo_url:
+            return f'[{text}]({config.repo_url.rstrip("/")}/blob/main/{path}{heading})'
+        return text if path in text else f'{text} (`{path}`)'
+
+    return LINK.sub(rewritten, markdown)
