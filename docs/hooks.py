@@ -1,8 +1,8 @@
 """The pages of the site that are kept elsewhere in the repository, and links to files that are no pages.
 
 The same links work when the files are read in the repository. With `repo_url` in mkdocs.yml, links to files that are
-not on the site lead there; without it the file's path is shown. A link to a file that does not exist fails the build, as
-mkdocs does for pages.
+not on the site lead there; without it the file's path is shown. A link to a file that does not exist fails the build,
+as mkdocs does for pages.
 """
 import posixpath
 import re
