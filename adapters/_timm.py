@@ -36,7 +36,7 @@ def build_teacher(
             raise SFTeacherError(f'model_name {model_name!r} has its own weights, checkpoint_path={checkpoint_path!r} '
                                  f'is a second source: give one of them')
         num_classes = _check_folder(Path(model_name.removeprefix(LOCAL)), num_classes)
-        return build_model(model_name, pretrained=True, num_classes=num_classes, **kwargs).eval()
+        return _create(model_name, {'pretrained': True, 'num_classes': num_classes, **kwargs}).eval()
     if not checkpoint_path and not pretrained and not model_name.startswith('hf-hub:'):
         raise SFTeacherError(
             f'teacher {model_name!r} would have random weights: give model_name: \'local-dir:FOLDER\' (an exported '
@@ -47,13 +47,23 @@ def build_teacher(
     kwargs |= {} if num_classes is None else {'num_classes': num_classes}
     if checkpoint_path:
         kwargs['checkpoint_path'] = checkpoint_path
-    return build_model(model_name, pretrained=not checkpoint_path, **kwargs).eval()
+        if (Path(checkpoint_path).parent / 'probe.safetensors').is_file():
+            check_folder(Path(checkpoint_path).parent, [Path(checkpoint_path).name])
+    teacher = build_model(model_name, pretrained=not checkpoint_path, **kwargs).eval()
+    if broken := [name for name, tensor in teacher.state_dict().items() if not tensor.isfinite().all()]:
+        raise SFTeacherError(f'{broken[0]} of teacher {model_name!r} with checkpoint_path={checkpoint_path!r} is not '
+                             f'finite: its training diverged or the file is damaged; give another')
+    return teacher
 
 
 def build_model(model_name: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model``, with errors that say what was asked for."""
     if model_name.lower().startswith(LOCAL):
         check_folder(model_name)
+    return _create(model_name, kwargs)
+
+
+def _create(model_name: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(model_name, **kwargs)
     except Exception as error:

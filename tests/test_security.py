@@ -1,5 +1,4 @@
 """What comes from a folder, a checkpoint or a YAML decides what is computed, never what is run, fetched or written."""
-import json
 import os
 import shutil
 import sys
@@ -7,8 +6,6 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from sf_teacher.adapters._timm import FeatureTeacher, build_model, build_teacher
@@ -19,6 +16,7 @@ from sf_teacher.exporting import reload
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
 from sf_teacher.training.loading import load_teacher
+from tests.exporting.folders import edit_config, edit_probe
 from tests.helpers import build
 from tests.split.families import FAMILIES
 
@@ -63,22 +61,6 @@ def folder(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / 'teacher'))
 
 
-def edit_config(folder, change):
-    config = json.loads((folder / 'config.json').read_text())
-    change(config)
-    (folder / 'config.json').write_text(json.dumps(config))
-
-
-def edit_probe(folder, change):
-    """What somebody does who wants a changed folder to pass."""
-    with safetensors.safe_open(folder / 'probe.safetensors', 'pt') as file:
-        facts = json.loads(file.metadata()['sf_teacher'])
-        tensors = {name: file.get_tensor(name) for name in ('inputs', 'logits')}
-    facts['sha256'] = {name: reload.sha256(folder / name) for name in facts['sha256']}
-    change(facts)
-    safetensors.torch.save_file(tensors, folder / 'probe.safetensors', {'sf_teacher': json.dumps(facts)})
-
-
 CONSUMERS = {
     'verify': verify,
     'load_teacher': lambda folder: load_teacher(str(folder)),
@@ -109,7 +91,7 @@ HOSTILE = {
 @pytest.mark.parametrize('name', HOSTILE)
 def test_arguments_that_load_fetch_or_write_are_refused(name, consumer, folder, quick, watched):
     edit_config(folder, lambda config: config['model_args'].update({name: HOSTILE[name]}))
-    edit_probe(folder, lambda facts: None)
+    edit_probe(folder)
     watched.clear()
     with pytest.raises(SFTeacherError, match=rf'config.json gives {name}=.*, no argument that test_resnet'):
         CONSUMERS[consumer](folder)
@@ -137,7 +119,7 @@ def test_verify_refuses_them_in_the_probe(name, folder, quick, watched):
 ])
 def test_weights_and_architecture_are_the_folders_own(change, message, consumer, folder, quick, watched):
     edit_config(folder, change)
-    edit_probe(folder, lambda facts: None)
+    edit_probe(folder)
     watched.clear()
     with pytest.raises(SFTeacherError, match=message):
         CONSUMERS[consumer](folder)
@@ -158,7 +140,7 @@ def test_files_of_the_probe(folder, quick):
         verify(folder)
 
 
-def test_sizes_are_compared_before_memory_is_spent(folder, quick, monkeypatch):
+def test_sizes_are_compared_before_memory_is_spent(folder, quick):
     edit_config(folder, lambda config: config['model_args'].update(in_chans=10 ** 7))
     edit_probe(folder, lambda facts: facts['model_args'].update(in_chans=10 ** 7))
     with pytest.raises(SFTeacherError, match=r'conv1.0.weight is .* in model.safetensors, .*10000000'):

@@ -29,5 +29,7 @@ def run(args: argparse.Namespace) -> None:
     for name, there in report['exported_with'].items():
         here = report['checked_with'][name]
         print(f'  {name}: {there}' + (f' when exported, {here} here' if here != there else ''))
+    for text in report['unchecked']:
+        print(f'  note: {text}')
     how = 'bit-equal' if report['bit_equal'] else f"equal within {report['max_difference']:.3g}"
     print(f"  logits {how} (largest {report['largest_logit']:.3g})")

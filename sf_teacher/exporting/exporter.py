@@ -170,8 +170,11 @@ def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[
 
 
 def _write_probe(folder: Path, inputs: torch.Tensor, logits: torch.Tensor, facts: dict[str, Any]) -> None:
-    digests = {name: sha256(folder / name) for name in (WEIGHTS, TEACHER, TORCHVISION) if (folder / name).exists()}
-    metadata = {'sf_teacher': json.dumps({**facts, 'sha256': digests})}
+    names = (CONFIG, WEIGHTS, TEACHER, TORCHVISION)
+    digests = {name: sha256(folder / name) for name in names if (folder / name).exists()}
+    config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    config.pop('sf_teacher')    # provenance
+    metadata = {'sf_teacher': json.dumps({**facts, 'config': config, 'sha256': digests})}
     safetensors.torch.save_file({'inputs': inputs, 'logits': logits}, folder / PROBE, metadata)
 
 

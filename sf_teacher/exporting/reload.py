@@ -11,6 +11,7 @@ import inspect
 import json
 import platform
 import sys
+from collections.abc import Collection, Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -156,10 +157,9 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
     Raises:
         CheckError: The folder does not give back the teacher that was exported.
     """
-    facts, inputs, expected = _read_probe(folder)
-    _check_files(folder, facts)
+    facts, inputs, expected = read_probe(folder)
+    unchecked = check_files(folder, facts)
     check_arguments(facts['arch'], facts['model_args'], PROBE)
-    read_config(folder)
     saved = torch.load(folder / TEACHER, map_location='cpu', weights_only=True)['model']
     if facts['arch']:
         model = _load_timm(folder, facts)
@@ -192,6 +192,7 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
         **{key: facts[key] for key in ('arch', 'factory', 'num_classes', 'input_size', 'mean', 'std')},
         **{key: config.get(key) for key in ('interpolation', 'crop_pct')},
         'bit_equal': bit_equal,
+        'unchecked': unchecked,
         'max_difference': difference,
         'largest_logit': largest,
         'tolerance': tolerance,
@@ -200,7 +201,8 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
     }
 
 
-def _read_probe(folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+def read_probe(folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """What `probe.safetensors` says of the teacher, its inputs and its logits."""
     if not folder.is_dir():
         raise CheckError('files', 'there is no such folder')
     if not (folder / PROBE).is_file():
@@ -212,15 +214,61 @@ def _read_probe(folder: Path) -> tuple[dict[str, Any], torch.Tensor, torch.Tenso
         raise CheckError('files', f'{PROBE} cannot be read, it is truncated or another file: {e}') from e
 
 
-def _check_files(folder: Path, facts: dict[str, Any]) -> None:
-    if strange := sorted(facts['sha256'].keys() - {CONFIG, WEIGHTS, TEACHER, TORCHVISION}):
+def check_files(folder: Path, facts: dict[str, Any], names: Collection[str] | None = None) -> list[str]:
+    """Compare `config.json` field by field and files by their SHA-256 with what the probe says of them.
+
+    Args:
+        folder: The exported folder.
+        facts: From the probe.
+        names: The files to compare; by default all.
+
+    Returns:
+        What cannot be checked, because an earlier version of sf_teacher exported the folder.
+
+    Raises:
+        CheckError: Says which file, and which field of `config.json`, is not what was exported.
+    """
+    digests = facts['sha256']
+    if strange := sorted(digests.keys() - {CONFIG, WEIGHTS, TEACHER, TORCHVISION}):
         raise CheckError('files', f'{PROBE} speaks of {", ".join(map(repr, strange))}, which no export holds')
-    for name in (CONFIG, *facts['sha256']):
+    for name in (CONFIG, *digests):
         if not (folder / name).is_file():
             raise CheckError('files', f'{name} is missing from {folder}')
-    for name, digest in facts['sha256'].items():
-        if sha256(folder / name) != digest:
+    config = read_config(folder)
+    described = {key: value for key, value in config.items() if key != 'sf_teacher'}
+    for name, found, exported in _differences(described, facts.get('config', described)):
+        raise CheckError('config', f'{CONFIG} gives {name} {found}, exported was {exported}. Put that back, or export '
+                                   f'the teacher anew as you want it')
+    for name, digest in digests.items():
+        if (names is None or name in names) and sha256(folder / name) != digest:
             raise CheckError('files', f'{name} is truncated or changed: its SHA-256 is not that of the exported file')
+    if CONFIG in digests:
+        return []
+    return [f'it was exported by sf_teacher {facts["sf_teacher_version"]}, which kept no checksum of {CONFIG}: whether '
+            f'its interpolation, crop or arguments are as exported cannot be checked. To be sure, export it anew']
+
+
+def check_finite(folder: Path) -> None:
+    """Refuse weights that are NaN or infinite."""
+    if not (folder / WEIGHTS).is_file():
+        return
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except (safetensors.SafetensorError, OSError) as e:
+        raise CheckError('files', f'{WEIGHTS} cannot be read, it is truncated or another file: {e}') from e
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise CheckError('files', f'{name} in {WEIGHTS} is not finite')
+
+
+def _differences(found: Any, exported: Any, name: str = '') -> Iterator[tuple[str, Any, Any]]:
+    """Names of the fields in which two JSON values differ, with both values."""
+    if not (isinstance(found, dict) and isinstance(exported, dict)):
+        if found != exported:
+            yield name, found, exported
+        return
+    for key in [*found, *(key for key in exported if key not in found)]:
+        yield from _differences(found.get(key, 'nothing'), exported.get(key, 'nothing'), key)
 
 
 def _check_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], names: str) -> None:
@@ -252,7 +300,7 @@ def _load_timm(folder: Path, facts: dict[str, Any]) -> nn.Module:
     source: Any = model.pretrained_cfg
     found = {'arch': source['architecture'], 'num_classes': model.num_classes}
     found |= {key: list(data[key]) for key in ('input_size', 'mean', 'std')}
-    for key, value in found.items():
+    for key, value in found.items():    # what timm makes of the folder, which config.json alone does not say
         if value != facts[key]:
             raise CheckError('config', f'{CONFIG} gives {key} {value}, exported was {facts[key]}')
     return model

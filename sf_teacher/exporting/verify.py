@@ -1,14 +1,18 @@
 """Verify an exported teacher, in the process that exported it or later and elsewhere."""
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..errors import SFTeacherError
 from . import reload
+
+_logger = logging.getLogger(__name__)
 
 DEFAULT_TOLERANCE = 1e-4
 LOCAL = 'local-dir:'     # before a folder, in timm's names of models
@@ -37,25 +41,37 @@ def run_check(
         return {'ok': False, 'about': 'build', 'reason': f'the fresh process ended with {done.returncode}: {tail}'}
 
 
-def check_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `config.json` of an exported folder says, checked before timm acts on it.
+def check_folder(folder: str | os.PathLike[str], files: Collection[str] = (reload.WEIGHTS,)) -> dict[str, Any]:
+    """Check a folder before timm loads it: what it asks for, and that it is what was exported.
 
     Whoever lets timm load a folder that comes from elsewhere calls this first, as everything in this package does.
+    Nothing is built and nothing executed; `verify` does that too. A folder that sf_teacher did not export, or an
+    earlier version, is checked as far as it can be, and a warning says what was not.
 
     Args:
         folder: The folder, ``local-dir:`` before it or not.
+        files: Which of its files, besides `config.json`, must be what was exported: those that are to be loaded.
 
     Returns:
-        The configuration, as JSON gives it.
+        `config.json`.
 
     Raises:
-        SFTeacherError: The folder asks for more than building a model, or cannot be read.
+        SFTeacherError: The folder asks for more than building a model, cannot be read, was changed after its export,
+            or holds weights that are not finite.
     """
     path = Path(folder[len(LOCAL):] if isinstance(folder, str) and folder.lower().startswith(LOCAL) else folder)
     try:
-        return reload.read_config(path)
+        config = reload.read_config(path)
+        if (path / reload.PROBE).exists():
+            for text in reload.check_files(path, reload.read_probe(path)[0], (reload.CONFIG, *files)):
+                _logger.warning('%s: %s', path, text)
+        else:
+            _logger.warning('%s holds no %s, sf_teacher did not export it: whether it is complete and unchanged cannot '
+                            'be checked', path, reload.PROBE)
+            reload.check_finite(path)
     except reload.CheckError as e:
         raise SFTeacherError(f'{path}: {e}') from e
+    return config
 
 
 def verify(

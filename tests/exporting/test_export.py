@@ -19,10 +19,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from sf_teacher import SFTeacherError, cli
-from sf_teacher.exporting import normalise, reload
+from sf_teacher.exporting import normalise
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
 from sf_teacher.training.loading import load_teacher
+from tests.exporting.folders import edit_probe
 from tests.helpers import build, jitter
 
 MEAN, STD, SIZE = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (3, 64, 64)
@@ -58,17 +59,6 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def broken(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / 'teacher'))
-
-
-def rewrite_probe(path, **changes):
-    """What somebody does who wants a changed folder to pass."""
-    with safetensors.safe_open(path / 'probe.safetensors', 'pt') as file:
-        facts = json.loads(file.metadata()['sf_teacher'])
-        tensors = {name: file.get_tensor(name) for name in ('inputs', 'logits')}
-    facts['sha256'] = {name: reload.sha256(path / name) for name in facts['sha256']}
-    facts |= {key: value for key, value in changes.items() if key in facts}
-    tensors |= {key: value for key, value in changes.items() if key in tensors}
-    safetensors.torch.save_file(tensors, path / 'probe.safetensors', {'sf_teacher': json.dumps(facts)})
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -423,7 +413,7 @@ def test_factory(own, tmp_path, request):
 def test_a_folder_does_not_choose_what_code_runs(own, quick, tmp_path):
     from own_models import Own
     path = export(Own(), tmp_path / 'teacher', factory=Own, **OWN)
-    rewrite_probe(path, factory='os:mkdir', model_args={'path': str(tmp_path / 'executed')})
+    edit_probe(path, lambda facts: facts.update(factory='os:mkdir', model_args={'path': str(tmp_path / 'executed')}))
     with pytest.raises(SFTeacherError, match='to let that code run here'):
         verify(path)
     assert not (tmp_path / 'executed').exists()
@@ -547,7 +537,7 @@ def test_verify_in_a_fresh_process(folder, capsys, broken):
 
 
 def test_verify_shows_both_versions(broken, quick, capsys):
-    rewrite_probe(broken, versions={**reload.versions(), 'torch': '2.0.0'})
+    edit_probe(broken, lambda facts: facts['versions'].update(torch='2.0.0'))
     assert cli.main(['verify', str(broken)]) == 0
     out = capsys.readouterr().out
     assert f'torch: 2.0.0 when exported, {torch.__version__} here' in out
@@ -580,7 +570,7 @@ def test_verify_changed_weights(broken, quick):
     safetensors.torch.save_file(state, broken / 'model.safetensors')
     with pytest.raises(SFTeacherError, match=r'model.safetensors is truncated or changed'):
         verify(broken)
-    rewrite_probe(broken)
+    edit_probe(broken)
     with pytest.raises(SFTeacherError, match=r'teacher.pth and model.safetensors differ in fc.weight'):
         verify(broken)
 
@@ -591,7 +581,7 @@ def test_verify_other_weights_in_both_files(broken, quick):
     ), broken.parent / 'other')
     for name in ('model.safetensors', 'teacher.pth'):
         shutil.copy(other / name, broken / name)
-    rewrite_probe(broken)
+    edit_probe(broken)
     with pytest.raises(SFTeacherError, match=r"reloaded teacher's logits differ by up to [\d.e-]+ .*tolerance 0.0001"):
         verify(broken)
 
@@ -607,7 +597,7 @@ def test_verify_other_preprocessing(broken, quick):
 def test_verify_tolerance(broken, quick):
     logits = safetensors.torch.load_file(broken / 'probe.safetensors')['logits']
     largest = logits.abs().max()
-    rewrite_probe(broken, logits=logits + 1e-3 * largest)
+    edit_probe(broken, logits=logits + 1e-3 * largest)
     report = verify(broken, tolerance=1e-2)
     assert not report['bit_equal'] and report['max_difference'] == pytest.approx(1e-3 * largest.item(), rel=1e-2)
     for tolerance in (0, 1e-4):
@@ -634,7 +624,7 @@ class Malice:
 
 def test_pickled_code_is_never_executed(broken, quick, tmp_path):
     torch.save({'model': OrderedDict(), 'arch': Malice(str(tmp_path / 'executed'))}, broken / 'teacher.pth')
-    rewrite_probe(broken)
+    edit_probe(broken)
     with pytest.raises(SFTeacherError, match='UnpicklingError'):
         verify(broken)
     assert not (tmp_path / 'executed').exists()
