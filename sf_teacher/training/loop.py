@@ -19,10 +19,11 @@ from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_s
 
 from ..errors import SFTeacherError
 from ..joint_task import JointTask
+from .checkpoint import random_state, set_random_state
 from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
 from .interruption import Guard, Stop, World
 from .progress import Average, Progress, summary_line, watched
-from .run_folder import RunFolder, random_state, set_random_state
+from .run_folder import RunFolder
 from .settings import TrainConfig
 
 _logger = logging.getLogger(__name__)
@@ -204,18 +205,21 @@ class Loop:
         if len(state['rng']) != self.world.size:
             raise SFTeacherError(f'the run in {self.config.output} was trained by {len(state["rng"])} processes and '
                                  f'this is {self.world.size}: resume it with as many')
+        kinds = _kinds(self.optimizer)
         try:
             self.task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
             if self.config.model_ema:
                 self.task.load_checkpoint_state(state['state_dict_ema'], state.get('task_state_ema'), ema=True)
             self.optimizer.load_state_dict(state['optimizer'])
-        except (RuntimeError, ValueError, KeyError) as error:
+            if _kinds(self.optimizer) != kinds:
+                raise ValueError('the settings of its optimizer are of other kinds')
+            if self.scaler is not None:
+                self.scaler.load_state_dict(state['scaler'])
+            set_random_state(state['rng'][self.world.rank], self.device)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise SFTeacherError(f'the checkpoint in {self.config.output} is that of another model or optimizer: '
                                  f'{str(error)[:300]}') from error
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state['scaler'])
         self.start, self.rows, self.best = state['epoch'], state['rows'], state['best']
-        set_random_state(state['rng'][self.world.rank], self.device)
         if self.folder is not None and self.world.rank == 0:
             self.folder.write_summary(self.rows)
             _logger.info('resumed %s after %d epochs', self.config.output, self.start)
@@ -229,3 +233,8 @@ class Loop:
             raise SFTeacherError('tensorboard=True needs tensorboard: pip install tensorboard, or leave it out '
                                  '(summary.csv has the same numbers)') from error
         return SummaryWriter(self.config.output, purge_step=self.start)
+
+
+def _kinds(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
+    return [{name: type(value) for name, value in group.items() if name != 'params'}
+            for group in optimizer.param_groups]

@@ -1,34 +1,32 @@
-"""The folder of a run: written atomically, held by one process at a time, readable without executing what it holds."""
+"""The folder of a run: written atomically, held by one process at a time; no write follows a link that lies in it."""
 from __future__ import annotations
 
 import csv
 import io
 import logging
-import pickle
-import random
-import zipfile
+import os
+import re
+import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
-import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from .. import files
 from ..errors import SFTeacherError
+from .checkpoint import DamagedCheckpoint, read_checkpoint
 from .settings import TrainConfig
 from .settings_file import changed, read_yaml, to_yaml
 
-try:
-    import fcntl
-except ImportError:     # not on Windows, where two runs into one folder are not noticed
-    fcntl = None        # type: ignore[assignment]
-
 _logger = logging.getLogger(__name__)
 
-CONFIG, SUMMARY = 'config.yaml', 'summary.csv'
+CONFIG, SUMMARY, LOCK = 'config.yaml', 'summary.csv', '.lock'
 KEPT = 2    # the newest, and the one before it in case the disk damages the newest
+_CHECKPOINT = re.compile(r'checkpoint-(\d{5,})\.pt')
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -53,24 +51,29 @@ class RunFolder:
         primary: Whether this process writes; the others only read.
 
     Raises:
-        SFTeacherError: It cannot be written, another process holds it, it has a run although `resume` is off, or the
-            settings differ from that run's. Nothing has been changed.
+        SFTeacherError: It cannot be written, another process holds it, it has a run although `resume` is off, the
+            settings differ from that run's, or it holds links in place of a run's files. Nothing has been changed.
     """
 
     def __init__(self, path: str | Path, config: TrainConfig, resume: bool, primary: bool = True) -> None:
-        self.path, self.primary, self._lock = Path(path), primary, None
+        self.path, self.primary, self._made = Path(path), primary, []   # type: Path, bool, list[Path]
+        self._lock: FileLock | None = None
         if not primary:
             return
         try:
+            absent = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / '.lock', 'a')     # noqa: SIM115, held until close()
-        except OSError as error:
-            raise SFTeacherError(f'cannot write to output={str(path)!r}: {error}') from error
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._made = absent     # the innermost first
+            if os.path.lexists(self.path / LOCK):
+                _check_regular(self.path / LOCK)
+            lock = FileLock(self.path / LOCK, timeout=0)    # follows no link; loading processes do not inherit it
+            lock.acquire()
+            self._lock = lock
+        except Timeout as error:
             raise SFTeacherError(f'another process is training into {path}: choose another output') from error
+        except (OSError, ValueError) as error:
+            self.close()
+            raise SFTeacherError(f'cannot write to output={str(path)!r}: {error}') from error
         try:
             self._check(config, resume)
         except BaseException:
@@ -79,26 +82,35 @@ class RunFolder:
 
     def start(self, config: TrainConfig) -> None:
         """Write config.yaml, once everything has been checked: from now on the folder holds a run."""
-        if self.primary:
-            files.remove_leftovers(self.path, CONFIG, SUMMARY, 'checkpoint-*.pt', 'teacher', 'student')
-            write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
+        if not self.primary:
+            return
+        exported = ('teacher', 'student') if (self.path / CONFIG).exists() else ()      # else they are not of this run
+        files.remove_leftovers(self.path, CONFIG, SUMMARY, 'checkpoint-*.pt', *exported)
+        self._made = []
+        write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
 
     def _check(self, config: TrainConfig, resume: bool) -> None:
-        known = self.path / CONFIG
-        if not resume and (known.exists() or self.checkpoints()):
+        known, found = self.path / CONFIG, self.checkpoints()
+        for path in (known, self.path / SUMMARY, *found):
+            if os.path.lexists(path):
+                _check_regular(path)
+        if not resume and (known.exists() or found):
             raise SFTeacherError(f'{self.path} holds a run already: continue it with resume, or choose another output')
         if resume and known.exists() and (differences := changed(config, read_yaml(known))):
             raise SFTeacherError(f'the run in {self.path} was started with other settings ({"; ".join(differences)}): '
                                  f'resume it with those of its config.yaml, or choose another output')
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints, the newest first."""
-        return sorted(self.path.glob('checkpoint-*.pt'), reverse=True)
+        """The checkpoints, the newest first; files with other names are not the run's."""
+        paths = self.path.iterdir() if self.path.is_dir() else ()
+        numbered = [(int(found[1]), p) for p in paths if (found := _CHECKPOINT.fullmatch(p.name))]
+        return [path for _, path in sorted(numbered, reverse=True)]
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is complete, or None where there is none."""
         found = self.checkpoints()
         for path in found:
+            _check_regular(path)
             try:
                 return read_checkpoint(path)
             except DamagedCheckpoint as error:
@@ -123,55 +135,21 @@ class RunFolder:
         write_atomically(self.path / SUMMARY, lambda file: _put(file, text.getvalue()))
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Let other processes have the folder; one that was made here and never got a run goes again."""
+        if self._made and self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
+        with suppress(OSError):
+            for path in self._made:
+                path.rmdir()
+        self._lock, self._made = None, []
 
 
-class DamagedCheckpoint(SFTeacherError):
-    """A checkpoint is truncated."""
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it.
-
-    Raises:
-        DamagedCheckpoint: It is truncated.
-        SFTeacherError: It is no checkpoint of ours, or holds code.
-    """
-    if not zipfile.is_zipfile(path):    # what torch.save writes; a bare pickle is not even looked at
-        raise DamagedCheckpoint(f'{path} is damaged or truncated')
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SFTeacherError(f'{path} was refused: it holds more than tensors and plain values, and loading it could '
-                             f'run foreign code ({str(error).splitlines()[0]})') from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise DamagedCheckpoint(f'{path} is damaged or truncated ({str(error).splitlines()[0]})') from error
-    if not isinstance(state, dict) or not {'epoch', 'state_dict', 'optimizer', 'rng'} <= state.keys():
-        raise SFTeacherError(f'{path} is not a checkpoint of sf_teacher')
-    return state
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The random number generators of this process as tensors and plain values."""
-    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
-    state = {'torch': torch.get_rng_state(), 'numpy': [name, torch.from_numpy(keys.astype(np.int64)), *rest],
-             'python': list(random.getstate())}
-    if device.type == 'cuda':
-        state['cuda'] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put the generators back to where `random_state` found them."""
-    torch.set_rng_state(state['torch'])
-    name, keys, *rest = state['numpy']
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state['python']
-    random.setstate((version, tuple(internal), gauss))
-    if device.type == 'cuda' and 'cuda' in state:
-        torch.cuda.set_rng_state(state['cuda'], device)
+def _check_regular(path: Path) -> None:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        kind = f'a link to {os.readlink(path)}' if path.is_symlink() else 'no regular file'
+        raise SFTeacherError(f'{path} is {kind}, which no run leaves there: remove it, or choose another output')
 
 
 def _put(file: IO[bytes], text: str) -> None:

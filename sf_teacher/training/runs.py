@@ -1,10 +1,14 @@
 """A whole run from its settings: data, models, task, loop, export. `sf-teacher train` and `distill` are this."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..errors import SFTeacherError
 from ..exporting.exporter import export
+from ..exporting.normalise import primitives
+from ..exporting.reload import CONFIG as EXPORTED_CONFIG
+from ..exporting.writer import find_place
 from .components import eval_model
 from .data import Data
 from .fitting import fit
@@ -12,6 +16,9 @@ from .interruption import World
 from .loop import Row
 from .planning import Plan, plan_student, plan_teacher
 from .settings import StudentRun, TeacherRun
+
+TEACHER, STUDENT = 'teacher', 'student'
+_OF_A_RUN = ('students', 'teacher', 'data', 'seed', 'epochs', 'settings')   # of what export notes
 
 
 def train_teacher(config: TeacherRun, data: Data | None = None) -> tuple[list[Row], Path | None]:
@@ -24,23 +31,56 @@ def train_teacher(config: TeacherRun, data: Data | None = None) -> tuple[list[Ro
     Returns:
         The rows of summary.csv, and the exported folder (None on processes other than the first).
     """
-    _check_output(config)
-    return _run(plan_teacher(config, data), 'teacher')
+    _check_output(config, TEACHER)
+    return _run(plan_teacher(config, data), TEACHER)
 
 
 def distill(config: StudentRun, data: Data | None = None) -> tuple[list[Row], Path | None]:
     """Train a student, from an exported teacher or alone, and export it to ``output/student``; see `train_teacher`."""
-    _check_output(config)
-    return _run(plan_student(config, data), 'student')
+    _check_output(config, STUDENT)
+    return _run(plan_student(config, data), STUDENT)
 
 
-def _check_output(config: TeacherRun | StudentRun) -> None:
+def _check_output(config: TeacherRun | StudentRun, name: str) -> None:
+    """Find out before anything is built that the export would replace something that is not this run's."""
     if not config.output:
         raise SFTeacherError('no output: give the folder for the results, e.g. output=runs/first')
+    try:
+        output = Path(config.output)
+        if blocking := [path for path in (output, *output.parents) if path.exists() and not path.is_dir()]:
+            raise NotADirectoryError(f'Not a directory: {blocking[0]}')
+    except (OSError, ValueError) as error:      # a NUL, a name that is too long
+        raise SFTeacherError(f'cannot write to output={config.output!r}: {error}') from error
+    try:
+        target = find_place(output / name, overwrite=True)
+        taken = target.exists() and any(target.iterdir())
+    except SFTeacherError as error:
+        raise SFTeacherError(f'the {name} could not be exported after training: {error}; move it away, or choose '
+                             f'another output') from error
+    if taken and not config.resume:
+        raise SFTeacherError(f'{target} holds something that is not of this run, and its export would replace it: move '
+                             f'it away, or choose another output')
+
+
+def _check_own(plan: Plan, name: str) -> None:
+    """The same for a resumed run, which may have exported before: what is there must have been trained as it is."""
+    target = Path(plan.config.output) / name
+    if not plan.config.resume or not target.exists():
+        return
+    try:
+        there = json.loads((target / EXPORTED_CONFIG).read_text(encoding='utf-8')).get('sf_teacher', {})
+    except (OSError, ValueError, AttributeError):
+        there = {}
+    ours = json.loads(json.dumps(primitives('metadata', plan.metadata)))
+    differ = [key for key in _OF_A_RUN if key in ours and (not isinstance(there, dict) or there.get(key) != ours[key])]
+    if differ:
+        raise SFTeacherError(f'{target} is not an earlier export of this run (another {", ".join(differ)}), and its '
+                             f'export would replace it: move it away, or choose another output')
 
 
 def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
     config = plan.config
+    _check_own(plan, name)
     rows = fit(plan.task, plan.train_loader, plan.eval_loader, config)
     if World.current().rank != 0:
         return rows, None

@@ -11,7 +11,8 @@ import torch
 from sf_teacher import SFTeacherError
 from sf_teacher.training import loop
 from sf_teacher.training import run_folder as checkpoint
-from sf_teacher.training.run_folder import RunFolder, read_checkpoint, write_atomically
+from sf_teacher.training.checkpoint import read_checkpoint
+from sf_teacher.training.run_folder import RunFolder, write_atomically
 from sf_teacher.training.settings_file import read_yaml
 
 from . import training_runs as runs
