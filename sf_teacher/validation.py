@@ -159,6 +159,8 @@ def _validators(cls: type) -> list[tuple[Any, Any, Any]]:
     """Of each field: the field, its annotation, and the function that checks a value and returns it."""
     from pydantic import ConfigDict, TypeAdapter
 
+    if not fields(cls):
+        return []
     strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     hints = get_type_hints(cls)
     return [(f, hints[f.name], TypeAdapter(_limited(hints[f.name], f.metadata), config=strict).validate_python)

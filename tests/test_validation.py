@@ -2,13 +2,14 @@
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
 
 from sf_teacher import SFTeacherError
 from sf_teacher.errors import SettingError
+from sf_teacher.methods import METHODS
 from sf_teacher.training.settings import TeacherRun, TrainConfig
 from sf_teacher.training.settings_file import read_yaml, to_yaml
 from sf_teacher.validation import Checked, Spelling, from_dict, like_it, option, setting, spelled
@@ -137,3 +138,13 @@ def test_options_are_read_without_pydantic():
     """So that --help is quick."""
     code = "import sys, sf_teacher.training.settings as s; assert s.TrainConfig; assert 'pydantic' not in sys.modules"
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_options_of_every_method_say_what_they_are_and_refuse_what_is_no_number():
+    for cls in METHODS.values():
+        for f in fields(cls):
+            assert len(f.metadata['help']) > 5, f'{cls.__name__}.{f.name}'
+            assert f.metadata['source'] in ('', 'paper', 'code', 'reported', 'abstract', 'ours'), f.name
+            if f.type in ('float', 'int', 'bool'):
+                with pytest.raises(SettingError, match=rf'^{cls.__name__}\({f.name}=nan\): {f.name} must be '):
+                    cls(**{f.name: math.nan})

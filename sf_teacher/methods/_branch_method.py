@@ -9,10 +9,12 @@ import torch
 
 from ..errors import SFTeacherError
 from ..functional import kl_divergence
+from ..validation import option
 from ._branches import BranchOutput, BranchSet
-from .base import Context, Method, Progress, Step, is_number
+from .base import Context, Method, Progress, Step
 
 KL_DIRECTIONS = ('teacher||branch', 'branch||teacher')
+ACTS = ('auto', 'relu', 'none')     # of a transform
 
 
 @dataclass(frozen=True)
@@ -20,38 +22,25 @@ class BranchMethod(Method):
     """lambda_T * CE(z_T, y) + lambda_CE * R_i CE(z_i, y) + lambda_KL * R_i tau^2 KL(z_T, z_i) + the branch set's terms.
 
     R is the mean or the sum over the branches; SFTN, equation of the training loss, as reported.
-
-    Args:
-        teacher_weight: lambda_T, weight of the teacher's own loss.
-        ce_weight: lambda_CE, weight of the branches' task loss.
-        kl_weight: lambda_KL, weight of the divergence between the teacher and its branches.
-        temperature: tau of the divergence.
-        kl_direction: ``"teacher||branch"`` or ``"branch||teacher"``.
-        detach_teacher_logits: Whether the divergence leaves the teacher's logits alone, so that it trains the teacher
-            only through its features.
-        reduction: ``"mean"`` or ``"sum"`` over the branches.
-        kl_ramp: Fraction of the epochs over which the weight of the divergence rises from 0, epoch by epoch (ours);
-            needs `set_epoch` of the task to be called, as `fit` does.
     """
     uses_boundaries: ClassVar[bool] = True
     own_terms: ClassVar[tuple[str, ...]] = ()   # terms that the branch set computes itself, already weighted
 
-    teacher_weight: float = 1.
-    ce_weight: float = 1.
-    kl_weight: float = 1.
-    temperature: float = 1.
-    kl_direction: str = 'teacher||branch'
-    detach_teacher_logits: bool = False
-    reduction: str = 'mean'
-    kl_ramp: float = 0.
+    teacher_weight: float = option(1., "lambda_T, weight of the teacher's own loss", low=0)
+    ce_weight: float = option(1., "lambda_CE, weight of the branches' task loss", low=0)
+    kl_weight: float = option(1., 'lambda_KL, weight of the divergence between the teacher and its branches', low=0)
+    temperature: float = option(1., 'tau of the divergence', above=0)
+    kl_direction: str = option(KL_DIRECTIONS[0], 'direction of the divergence', choices=KL_DIRECTIONS)
+    detach_teacher_logits: bool = option(
+        False, "whether the divergence leaves the teacher's logits alone, so that it trains the teacher only through "
+        'its features')
+    reduction: str = option('mean', 'over the branches', choices=('mean', 'sum'))
+    kl_ramp: float = option(
+        0., 'fraction of the epochs over which the weight of the divergence rises from 0, epoch by epoch; needs '
+        '`set_epoch` of the task to be called, as `fit` does', source='ours', low=0, high=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_weights('teacher_weight', 'ce_weight', 'kl_weight')
-        self._require(is_number(self.temperature) and self.temperature > 0, 'temperature', 'a finite number > 0')
-        self._require(self.kl_direction in KL_DIRECTIONS, 'kl_direction', f'one of {KL_DIRECTIONS}')
-        self._require(self.reduction in ('mean', 'sum'), 'reduction', "'mean' or 'sum'")
-        self._require(is_number(self.kl_ramp) and 0 <= self.kl_ramp <= 1, 'kl_ramp', 'a fraction of the epochs, 0 to 1')
         self._require(not self.kl_ramp or self.ce_weight > 0, 'kl_ramp',
                       '0 where ce_weight is, as the branches would have no gradient in the first epoch')
 

@@ -4,7 +4,6 @@ A method is one file of this folder. It knows no loop and no toolbox; whoever ru
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -13,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from ..errors import SFTeacherError
 from ..split.boundaries import Size
 from ..split.selection import Boundaries, Selection, count_classes, select_boundaries
+from ..validation import Checked
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -100,8 +99,8 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Method:
-    """A method: options (the fields of a frozen dataclass), a module to train beside the plain model, and loss terms.
+class Method(Checked):
+    """A method: options (fields made by `option`), a module to train beside the plain model, and loss terms.
 
     Subclasses set the class variables and override `build`, `run`, `terms` and `weights` as far as they need them.
     Plain model and `run` are what is compiled and what DistributedDataParallel wraps, so every parameter of the module
@@ -118,18 +117,6 @@ class Method:
     needs_index: ClassVar[bool] = False         # whether its terms need the images' numbers in the data set
     extra_name: ClassVar[str] = 'extra'         # what toolboxes call its module
     title: ClassVar[str] = ''                   # full name and paper, for documentation
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            self._require(type(f.default) is not bool or type(getattr(self, f.name)) is bool, f.name, 'True or False')
-
-    def _require(self, condition: bool, name: str, allowed: str) -> None:
-        if not condition:
-            raise SFTeacherError(f'{type(self).__name__}({name}={getattr(self, name)!r}): {name} must be {allowed}')
-
-    def _require_weights(self, *names: str) -> None:
-        for name in names:
-            self._require(is_number(getattr(self, name)) and getattr(self, name) >= 0, name, 'a finite number >= 0')
 
     @property
     def active(self) -> bool:
@@ -183,8 +170,3 @@ def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
 def options(method: Method) -> dict[str, Any]:
     """The options as plain values, for model cards and logs."""
     return {f.name: getattr(method, f.name) for f in fields(method)}
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ._branch_method import BranchMethod
+from ..validation import option
+from ._branch_method import ACTS, BranchMethod
 from ._pool import SampledPool
 from .base import Context
 from .registry import register_method
@@ -18,37 +19,28 @@ class GTN(BranchMethod):
 
     Everything else is ours: how students share, see `SampledPool`; that one student is sampled a step; that the loss is
     SFTN's on the sampled path, with the defaults of `SFTN` here.
-
-    Args:
-        sampler: ``"uniform"``, or ``"learned"``: a trained distribution, estimator and loss ours.
-        seed: Of the sequence of paths.
-        path_weight: Weight of the learned sampler's loss.
-        entropy_weight: Weight of its distance from the uniform distribution, which counters a collapse on one student.
-        require_sharing: Refuse a pool in which some student shares weights with no other.
-        detach_features: As in SFTN.
-        transform_act: See `Transform`.
     """
     key: ClassVar[str] = 'gtn'
     takes_students: ClassVar[bool] = True
     own_terms: ClassVar[tuple[str, ...]] = ('path', 'path_negentropy')
     title: ClassVar[str] = 'Generic Teacher Network (Binici, Wu and Mitra, BMVC 2024, arXiv 2407.16040)'
 
-    kl_weight: float = 1.
-    detach_teacher_logits: bool = True
-    sampler: str = 'uniform'
-    seed: int = 0
-    path_weight: float = 1.
-    entropy_weight: float = 0.1
-    require_sharing: bool = False
-    detach_features: bool = False
-    transform_act: str = 'auto'
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(self.sampler in ('uniform', 'learned'), 'sampler', "'uniform' or 'learned'")
-        self._require(type(self.seed) is int, 'seed', 'a whole number')
-        self._require_weights('path_weight', 'entropy_weight')
-        self._require(self.transform_act in ('auto', 'relu', 'none'), 'transform_act', "'auto', 'relu' or 'none'")
+    kl_weight: float = option(1., 'lambda_KL, as in `SFTN`', source='ours', low=0)
+    detach_teacher_logits: bool = option(
+        True, "whether the divergence leaves the teacher's logits alone, as in `SFTN`", source='ours')
+    sampler: str = option(
+        'uniform', "how a student is sampled; 'learned': by a trained distribution, whose estimator and loss are ours",
+        source='ours', choices=('uniform', 'learned'))
+    seed: int = option(0, 'of the sequence of paths', source='ours')
+    path_weight: float = option(1., "weight of the learned sampler's loss", source='ours', low=0)
+    entropy_weight: float = option(
+        0.1, 'weight of its distance from the uniform distribution, which counters a collapse on one student',
+        source='ours', low=0)
+    require_sharing: bool = option(
+        False, 'refuse a pool in which some student shares weights with no other', source='ours')
+    detach_features: bool = option(
+        False, "whether the branches leave the teacher's features alone (a control experiment)", source='ours')
+    transform_act: str = option('auto', 'see `Transform`', source='ours', choices=ACTS)
 
     def build(self, context: Context) -> SampledPool:
         return SampledPool(

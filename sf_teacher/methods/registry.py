@@ -1,14 +1,14 @@
 """The methods by name: every public file of this folder, imported when it is first asked for, and those of users."""
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import SFTeacherError
+from ..errors import SettingError, SFTeacherError
+from ..validation import like_it
 
 if TYPE_CHECKING:
     from .base import Method
@@ -110,10 +110,8 @@ def get_method(method: str | Method, phase: str = 'teacher') -> Method:
         return method
     if not isinstance(method, str) or method.lower() not in METHODS or METHODS[method.lower()].phase != phase:
         known = METHODS.of_phase(phase)
-        close = difflib.get_close_matches(str(method).lower(), known, 1)
-        raise SFTeacherError(f'unknown method {method!r}' + (f', perhaps {close[0]!r}' if close else '')
-                             + f': give one of {", ".join(map(repr, known))} or a config such as '
-                             + f'{METHODS[known[0]].__name__}()')
+        raise SettingError(f'unknown method {method!r}{like_it(method, known, " ").rstrip()}: give one of '
+                           f'{", ".join(map(repr, known))} or a config such as {METHODS[known[0]].__name__}()')
     return METHODS[method.lower()]()
 
 
@@ -135,7 +133,5 @@ def configured(cls: type[Method], kwargs: Mapping[str, Any]) -> Method:
     known = [f.name for f in fields(cls)]
     for key in kwargs:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 3)
-            raise SFTeacherError(f'{cls.__name__} has no setting {key!r}; '
-                                 + (f'like it: {", ".join(close)}' if close else f'it has {", ".join(known)}'))
+            raise SettingError(f'{cls.__name__} has no setting {key!r}{like_it(key, known)}')
     return cls(**kwargs)

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from ..validation import option
 from ._simplifier import Simplifier
-from .base import Context, Method, Progress, Step, is_number
+from .base import Context, Method, Progress, Step
 from .registry import register_method
 
 
@@ -20,32 +21,20 @@ class StudentFriendlyKD(Method):
 
     task_loss_weight * CE(z_S, y) + distill_loss_weight * tau^2 KL(simplifier(z_T) || z_S), both softened by tau. The
     form of the loss is that of plain distillation [abstract]; the simplifier is ours in its details, see `Simplifier`.
-
-    Args:
-        temperature: tau, of the loss and of the simplifier (default ours).
-        task_loss_weight: Weight of the cross entropy (default ours).
-        distill_loss_weight: Weight of the distillation loss (default ours).
-        dim: Width of the simplifier's attention; by default the number of classes (ours).
-        simplifier_lr: Learning rate of the simplifier, as a fraction of the student's (default ours, see
-            examples/cifar100: at 0.02 the targets lost most of their accuracy).
     """
     key: ClassVar[str] = 'student_friendly_kd'
     phase: ClassVar[str] = 'student'
     extra_name: ClassVar[str] = 'simplifier'
     title: ClassVar[str] = 'Student-friendly knowledge distillation (Yuan, Lang and Quan 2023, arXiv 2305.10893)'
 
-    temperature: float = 4.
-    task_loss_weight: float = 0.1
-    distill_loss_weight: float = 0.9
-    dim: int | None = None
-    simplifier_lr: float = 0.0005
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(is_number(self.temperature) and self.temperature > 0, 'temperature', 'a finite number > 0')
-        self._require_weights('task_loss_weight', 'distill_loss_weight')
-        self._require(is_number(self.simplifier_lr) and 0 < self.simplifier_lr <= 1, 'simplifier_lr',
-                      'a fraction of the learning rate, above 0 and at most 1')
+    temperature: float = option(4., 'tau, of the loss and of the simplifier', source='ours', above=0)
+    task_loss_weight: float = option(0.1, 'weight of the cross entropy', source='ours', low=0)
+    distill_loss_weight: float = option(0.9, 'weight of the distillation loss', source='ours', low=0)
+    dim: int | None = option(
+        None, "width of the simplifier's attention; by default the number of classes", source='ours', low=1)
+    simplifier_lr: float = option(
+        0.0005, "learning rate of the simplifier, as a fraction of the student's; see examples/cifar100: at 0.02 the "
+        'targets lost most of their accuracy', source='ours', above=0, high=1)
 
     def build(self, context: Context) -> Simplifier:
         return Simplifier(context.num_classes, self.temperature, self.dim)

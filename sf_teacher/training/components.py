@@ -1,7 +1,6 @@
 """What the loop is made of, apart from the loop: models, optimizer, mixing and evaluation of a task."""
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -15,7 +14,8 @@ from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.task import TrainingTask, evaluation_sample_limit
 from torch import nn
 
-from ..errors import SFTeacherError
+from ..errors import SettingError, SFTeacherError
+from ..validation import like_it, setting
 from .settings import TrainConfig
 
 
@@ -55,15 +55,21 @@ def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Opt
     try:
         optimizer = create_optimizer_v2(parameters, **optimizer_kwargs(config))
     except ValueError as error:
-        close = difflib.get_close_matches(config.opt.lower(), [str(name) for name in list_optimizers()], 3)
-        raise SFTeacherError(f'timm has no optimizer {config.opt!r}' + (f'; like it: {", ".join(close)}' if close else
-                             '; timm.optim.list_optimizers() lists them') + f' ({error})') from error
+        close = like_it(config.opt, map(str, list_optimizers()), '; timm.optim.list_optimizers() lists them')
+        raise SettingError(f'timm has no optimizer {config.opt!r}{close} ({error})') from error
     except (AssertionError, ImportError, RuntimeError) as error:
         raise SFTeacherError(f'optimizer {config.opt!r} cannot be used here ({type(error).__name__}: {error}): choose '
                              f'another') from error
     if groups is not None and config.sched != 'none':
         for group in optimizer.param_groups:    # timm's schedules scale warmup_lr and min_lr by this too
             group['lr_scale'], group['lr'] = group['lr'] / config.lr, config.lr
+    if config.layer_decay is not None:
+        if groups is not None or {group.get('lr_scale', 1.) for group in optimizer.param_groups} == {1.}:
+            raise SettingError(f'{setting("layer_decay", config.layer_decay)} has no effect on '
+                               f'{type(task).__name__}, whose layers timm cannot tell apart: leave it out')
+        if config.sched == 'none':              # nothing else would apply it
+            for group in optimizer.param_groups:
+                group['lr'] *= group['lr_scale']
     return optimizer
 
 

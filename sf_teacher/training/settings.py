@@ -26,6 +26,8 @@ class TrainConfig(Checked):
     lr: float = option(0.05, 'learning rate', above=0, high=100)
     momentum: float = option(0.9, 'momentum', low=0, high=1)
     weight_decay: float = option(5e-4, 'weight decay', low=0, high=10)
+    layer_decay: float | None = option(
+        None, 'factor of the learning rate from each layer to the one below it (default: none)', above=0, high=1)
     sched: str = option('cosine', 'schedule of the learning rate',
                         choices=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
     sched_on_updates: bool = option(False, 'change the learning rate at every update, not every epoch')

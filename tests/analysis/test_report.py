@@ -143,7 +143,7 @@ def test_grey_teachers(tmp_path):
     (dict(teachers=()), 'no teacher: give the exported folder of at least one'),
     (dict(output=''), 'no output: give the folder for report.json'),
     (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
-    (dict(seeds=1), 'seeds=1 must be >= 2'),
+    (dict(seeds=1), r'^ReportRun\(seeds=1\): seeds must be a whole number >= 2'),
     (dict(teacher='x'), "teacher='x' is a setting of distill: give the teachers of a report as `teachers`"),
     (dict(student=''), 'no student: give the timm name of one'),
 ])

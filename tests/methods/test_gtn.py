@@ -335,7 +335,7 @@ def test_repr_tells_the_families():
      r'require_sharing=True, but students 1 \(ResNet\) can share weights with no other of the pool'),
     (lambda: make(['resnet18'], GTN(require_sharing=True)), r'students 0 \(ResNet\) can share weights with no other'),
     (lambda: make([timm.create_model('resnet18', num_classes=7)]), r'student ResNet has 7 classes and the teacher 10'),
-    (lambda: GTN(sampler='best'), r"GTN\(sampler='best'\): sampler must be 'uniform' or 'learned'"),
+    (lambda: GTN(sampler='best'), r"GTN\(sampler='best'\): sampler must be one of uniform, learned"),
     (lambda: GTN(seed=0.5), r'GTN\(seed=0.5\): seed must be a whole number'),
     (lambda: GTN(entropy_weight=-1.), r'entropy_weight must be a finite number >= 0'),
 ])

@@ -14,6 +14,7 @@ from sf_teacher.methods._branch_method import BranchMethod
 from sf_teacher.methods._branches import BranchOutput, BranchSet
 from sf_teacher.methods.base import Context
 from sf_teacher.split.pairing import default_boundaries
+from sf_teacher.validation import option
 
 from ..adapters.torchdistill_runs import quick_check
 from ..split.family_checks import check_step
@@ -46,11 +47,7 @@ class LinearProbing(BranchMethod):
     own_terms = ('penalty',)
 
     kl_weight: float = 0.5
-    penalty: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(self.penalty >= 0, 'penalty', '>= 0')
+    penalty: float = option(0.01, 'weight of the squared weights of the probes', low=0)
 
     def build(self, context: Context) -> BranchSet:
         return Probes(context, self.penalty)
@@ -80,7 +77,7 @@ def test_a_fifth_method_is_one_config_and_one_branch_set():
     assert 'LinearProbing(' in text and 'penalty=0.01' in text and 'layer1: pooled -> Linear' in text
     state = task.get_checkpoint_state()
     make(LinearProbing()).load_checkpoint_state(state['state_dict'], state['task_state'])
-    with pytest.raises(SFTeacherError, match=r'LinearProbing\(penalty=-1\): penalty must be >= 0'):
+    with pytest.raises(SFTeacherError, match=r'LinearProbing\(penalty=-1\): penalty must be a finite number >= 0'):
         LinearProbing(penalty=-1)
 
 
@@ -126,10 +123,10 @@ def test_the_teachers_logits_are_its_own(method):
     (lambda: make('gtn'), r'GTN needs a pool of students'),
     (lambda: make('teskd', 'test_resnet'), r'TESKD takes no students, got ResNet: leave students out'),
     (lambda: make('skd', 'test_resnet'), r"unknown method 'skd'.*: give one of 'gtn', 'sftn', 'teskd' or a co"),
-    (lambda: TESKD(width=0), r'TESKD\(width=0\): width must be a whole number > 0'),
+    (lambda: TESKD(width=0), r'TESKD\(width=0\): width must be a whole number >= 1 or None'),
     (lambda: TESKD(temperature=0.), r'TESKD\(temperature=0.0\): temperature must be a finite number > 0'),
-    (lambda: GTN(sampler=''), r"GTN\(sampler=''\): sampler must be 'uniform' or 'learned'"),
-    (lambda: SFTN(reduction='max'), r"SFTN\(reduction='max'\): reduction must be 'mean' or 'sum'"),
+    (lambda: GTN(sampler=''), r"GTN\(sampler=''\): sampler must be one of uniform, learned"),
+    (lambda: SFTN(reduction='max'), r"SFTN\(reduction='max'\): reduction must be one of mean, sum"),
     (lambda: make('gtn', [timm.create_model('test_resnet', num_classes=7)]), r'has 7 classes and the teacher 10'),
     (lambda: make('teskd', boundaries=['layer4']), r'TESKD needs at least 2 stages of the teacher and has layer4'),
     (lambda: make('teskd', boundaries=['layer9', 'layer4']), r"has no module 'layer9'"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_the_names_are_listed_without_importing_torch():
 
 
 def define(**attributes):
-    fields = {'__annotations__': {name: 'ClassVar' for name in attributes}, '__module__': __name__, **attributes}
+    fields = {'__annotations__': {name: ClassVar[str] for name in attributes}, '__module__': __name__, **attributes}
     return dataclass(frozen=True)(type('Mine', (Method,), fields))
 
 
@@ -92,7 +93,7 @@ def test_names_and_settings_that_do_not_exist(call, message):
 
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(kl_ramp=2.), r'kl_ramp=2.0\): kl_ramp must be a fraction of the epochs, 0 to 1'),
+    (dict(kl_ramp=2.), r'kl_ramp=2.0\): kl_ramp must be a finite number >= 0 and <= 1'),
     (dict(kl_ramp=0.5, ce_weight=0.), r'kl_ramp must be 0 where ce_weight is'),
 ])
 def test_a_ramp_is_checked(kwargs, message):

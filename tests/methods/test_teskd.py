@@ -247,7 +247,7 @@ def test_sweep(module):
 # Bad input
 
 @pytest.mark.parametrize('call,message', [
-    (lambda: TESKD(width=0), r"TESKD\(width=0\): width must be a whole number > 0, or None for the channels"),
+    (lambda: TESKD(width=0), r'TESKD\(width=0\): width must be a whole number >= 1 or None'),
     (lambda: TESKD(width=1.5), r'TESKD\(width=1.5\): width must be a whole number'),
     (lambda: TESKD(feature_weight=-1.), r'TESKD\(feature_weight=-1.0\): feature_weight must be a finite number >= 0'),
     (lambda: TESKD(feature_weight=math.nan), r'feature_weight must be a finite number'),

@@ -18,7 +18,9 @@ from timm.task import ClassificationTask
 
 import sf_teacher
 from sf_teacher import cli, training
+from sf_teacher.errors import SettingError
 from sf_teacher.training import Interrupted, evaluate, fit
+from sf_teacher.training.components import create_optimizer
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.progress import Average, Progress
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
@@ -97,6 +99,45 @@ def test_learns_and_reports_what_it_learns(tmp_path):
     # with tau 1, the loss's own divergence is the one that is watched
     gaps = [float(v) for k, v in table[0].items() if k.startswith('train_branch_gap/')]
     assert float(table[0]['train_branch_kl']) == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)
+
+
+def scales(task, **kwargs):
+    """What each parameter's learning rate is multiplied with."""
+    optimizer = create_optimizer(task, TrainConfig(lr=0.1, **kwargs))
+    return {id(p): (g['lr_scale'], g['lr']) for g in optimizer.param_groups for p in g['params']}
+
+
+@pytest.mark.parametrize('sched', ['cosine', 'none'])
+def test_layer_decay_is_timms(sched):
+    task = ClassificationTask(timm.create_model('test_vit', num_classes=4), verbose=False)
+    expected = create_optimizer_v2(task.get_trainable_module(), 'sgd', 0.1, 5e-4, layer_decay=0.5).param_groups
+    found = scales(task, layer_decay=0.5, sched=sched)
+    assert len({s for s, _ in found.values()}) > 4 and min(found.values())[0] < 0.1
+    for group in expected:
+        for p in group['params']:       # timm's schedules multiply by the scale; without one it is done here
+            scale = group['lr_scale']
+            assert found[id(p)] == (scale, pytest.approx(0.1 * scale) if sched == 'none' else 0.1)
+
+
+def test_layer_decay_trains_lower_layers_less():
+    moved = []
+    for layer_decay in (None, 0.1):
+        task = runs.task('plain', 'test_vit', img_size=16, patch_size=4)
+        before = {k: v.clone() for k, v in weights(task).items()}
+        fit(task, *runs.loaders(), runs.settings(epochs=1, layer_decay=layer_decay, **QUIET))
+        after = weights(task)
+        moved.append({k: (after[k] - before[k]).abs().mean().item() for k in after})
+    first, last = 'patch_embed.proj.weight', 'head.weight'
+    assert moved[1][first] < 0.01 * moved[0][first] and moved[1][last] > 0.1 * moved[0][last]
+
+
+def test_layer_decay_that_would_do_nothing():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, runs.CLASSES))
+    student, teacher = (timm.create_model('test_resnet', num_classes=4) for _ in range(2))
+    of_own_groups = sf_teacher.StudentFriendlyKDTask(student, teacher.eval().requires_grad_(False), verbose=False)
+    for task in (ClassificationTask(net, verbose=False), of_own_groups):
+        with pytest.raises(SettingError, match=r'layer_decay=0.5 has no effect on \w+, whose layers timm cannot tell'):
+            create_optimizer(task, TrainConfig(layer_decay=0.5))
 
 
 def test_terms_in_the_table_add_up_to_the_loss(tmp_path):
