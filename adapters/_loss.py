@@ -7,7 +7,6 @@ from torch import nn
 from torchdistill.losses.registry import get_low_level_loss
 
 from sf_teacher import SFTeacherError
-from sf_teacher.checks import check_target
 from sf_teacher.methods.base import Method, options, weighted_sum
 from sf_teacher.methods.registry import configured
 
@@ -79,10 +78,11 @@ class MethodLoss(nn.Module):
             raise SFTeacherError(f'{type(self).__name__}: the branches {runs}, but by its `method` they should be '
                                  f'{"used" if self.method.active else "left out"}: give the wrapper and the '
                                  f'loss the same `method`')
+        step = step._replace(target=targets, logits=logits, criterion=self.criterion)
         if not self._checked:
-            check_target(targets, len(logits), logits.shape[1])
+            step.check_target()
             self._checked = True
-        terms = self.method.terms(step._replace(target=targets, logits=logits, criterion=self.criterion))
+        terms = self.method.terms(step)
         return weighted_sum(terms, self.method.weights(step.progress))
 
     def _output(self, io_dict: dict[str, Any], path: str) -> Any:

@@ -1,7 +1,6 @@
 """A teacher trained with its branches inside torchdistill, for any method; see `torchdistill.py`."""
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +11,8 @@ from torchdistill.common.main_util import is_main_process
 from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
-from sf_teacher import SFTeacherError, wrap
-from sf_teacher.joint import JointModel
+import sf_teacher
+from sf_teacher import SFTeacherError
 from sf_teacher.methods.base import Method, options
 from sf_teacher.methods.registry import configured
 
@@ -118,7 +117,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         if model is None:
             raise SFTeacherError(f'{type(self).__name__} wraps a teacher_model or student_model, got neither')
         self._owns_mode = teacher_model is not None
-        task = wrap(
+        task = sf_teacher.wrap(
             model,
             students,
             method=configured(self.method_class, method or {}),
@@ -133,7 +132,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
                                  f'the data set a batch holds, and torchdistill\'s loaders do not tell: train this '
                                  f'teacher with `sf-teacher train` or in a loop of your own')
         self._task = [task]     # a list hides it: its modules are those of self.model
-        self.model: JointModel = task.joint
+        self.model = task.joint
         self.branch_output, self._handed_over = nn.Identity(), {}   # type: nn.Module, dict[str, Any]
         self._parallel: list[nn.Module] = []    # a list hides it: its parameters are those of self.model
         self._parallel_kwargs = dict(device=device, device_ids=device_ids, distributed=distributed,
@@ -199,9 +198,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
             state = {} if self.branches is None else self.branches.state_dict()
             torch.save({'model': state, 'epoch': self._epoch}, self.ckpt_file_path)
         if self._export is not None and self._export_is_due():
-            from sf_teacher.exporting.exporter import export
-
-            folder = export(self.teacher, metadata=self._metadata, **self._export)
+            folder = sf_teacher.export(self.teacher, metadata=self._metadata, **self._export)
             self._export['overwrite'] = True    # from now on it is this run's own
             logger.info(f'Exported the teacher of epoch {self._epoch} to {folder}')
 
@@ -215,19 +212,13 @@ class Teacher4Method(AuxiliaryModelWrapper):
 
     def _check_export(self) -> None:
         """Refuse what could only fail after an epoch of training."""
-        from sf_teacher.exporting import normalise
-        from sf_teacher.exporting.exporter import check_target
-
         given = dict(self._export or {})
         where = f'{type(self).__name__}, `export`'
         if 'folder' not in given:
             raise SFTeacherError(f'{where}: `folder` is missing, got {", ".join(given)}')
         try:
-            check_target(Path(given['folder']).expanduser().resolve(), given.get('overwrite', False))
-            if given.get('factory') is None:
-                normalise.identify(normalise.plain_copy(self.teacher), given.get('model_args') or {})
-            normalise.data_config(self.teacher, given['input_size'], given.get('mean'), given.get('std'))
-        except SFTeacherError as error:
+            self._task[0].check_export(**given)
+        except (SFTeacherError, TypeError) as error:      # the latter for an argument that export does not have
             raise SFTeacherError(f'{where}: {error}') from error
 
     def _export_is_due(self) -> bool:

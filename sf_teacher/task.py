@@ -161,6 +161,15 @@ class StudentFriendlyTask(JointTask):
         return export(teacher, folder, metadata={**notes, **(metadata or {})},
                       **{'input_size': self.input_size, **kwargs})
 
+    def check_export(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Refuse now what `export` with these arguments would refuse after the training; nothing is written.
+
+        Raises:
+            SFTeacherError: The place, an argument or the teacher's architecture is not fit for it.
+        """
+        from .exporting.exporter import check_export
+        check_export(self.teacher, folder, **{'input_size': self.input_size, **kwargs})
+
     def export_branch(self, index: int, folder: str | os.PathLike[str]) -> Path:
         """Save a trained branch as the start of a student: the tail's weights under the student's own keys.
 
@@ -180,7 +189,8 @@ class StudentFriendlyTask(JointTask):
         if not 0 <= index < len(branches):
             raise SFTeacherError(f'there is no branch {index!r} of a student to export: the method '
                                  f'{type(self.method).__name__} has {len(branches)} here, counted from 0')
-        return export_branch(branches[index].tail, folder)
+        tail = branches[index].tail
+        return export_branch(tail.model, tail.boundary, tail.untrained, folder)
 
     def unwrap(self) -> nn.Module:
         """The plain teacher, as it came and trained; nothing of the task is left on it."""

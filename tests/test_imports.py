@@ -21,7 +21,7 @@ def lint(folder):
 def test_the_contract_is_kept():
     status, text = lint(ROOT)
     assert status == 0, text
-    assert 'Contracts: 5 kept, 0 broken.' in text
+    assert '0 broken' in text
 
 
 @pytest.mark.parametrize(('file', 'line', 'broken'), [

@@ -272,6 +272,34 @@ def test_export_is_a_plain_teacher_with_a_card(tmp_path):
         task.export(tmp_path / 'ema', ema=True)
 
 
+@pytest.mark.parametrize(('kwargs', 'match'), [
+    (dict(folder='full'), 'exists and is not empty'),
+    (dict(folder='new', mean=(0.5, 0.5)), 'mean'),
+    (dict(folder='new', model_args={'f': print}), 'model_args'),
+    (dict(folder='new', metadata={'f': print}), 'metadata'),
+    (dict(folder='new', format='onnx'), "format is one of 'timm', 'torchvision', got 'onnx'"),
+])
+def test_what_the_export_would_refuse_is_refused_before_the_training(tmp_path, kwargs, match):
+    task = make()
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'mine.txt').touch()
+    kwargs['folder'] = tmp_path / kwargs['folder']
+    with pytest.raises(sf_teacher.SFTeacherError, match=match) as early:
+        task.check_export(**kwargs)
+    with pytest.raises(sf_teacher.SFTeacherError) as late:
+        task.export(**kwargs)
+    assert str(early.value) == str(late.value)
+    assert task.check_export(tmp_path / 'new') is None
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['full', 'mine.txt']
+
+
+def test_a_teacher_that_timm_cannot_rebuild_is_refused_before_the_training(tmp_path):
+    teacher = timm.create_model('test_resnet', num_classes=10)
+    teacher.conv1 = nn.Conv2d(3, 32, 3, 2, 1)      # a stem of its own
+    with pytest.raises(sf_teacher.SFTeacherError, match='factory='):
+        make(teacher).check_export(tmp_path / 'new')
+
+
 def test_a_branch_is_the_start_of_a_student(tmp_path):
     task = make('resnet10t', 'test_resnet')
     train(task)

@@ -16,14 +16,13 @@ from torch import nn
 
 from ..errors import SFTeacherError
 from ..files import written_at_once
-from ..split.tails import Tail
 from ..version import __version__
 from . import normalise
 from .card import model_card, torchdistill_snippet
 from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, sha256, versions
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
-from .writer import README, check_target, find_place
+from .writer import README, check_place, find_place
 
 _logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def export(
     }
     name, state = normalise.name_of(teacher), teacher.state_dict()
     theirs = to_torchvision(name, state, inputs, logits) if format == 'torchvision' else None
-    with written_at_once(target, partial(check_target, target, overwrite)) as temporary:
+    with written_at_once(target, partial(check_place, target, overwrite)) as temporary:
         _write(temporary, teacher, facts, notes)
         if theirs is not None:
             torch.save({'model': theirs, **facts}, temporary / TORCHVISION)
@@ -127,22 +126,63 @@ def export(
     return target
 
 
-def export_branch(tail: Tail, folder: str | os.PathLike[str]) -> Path:
-    """See `StudentFriendlyTask.export_branch`."""
+def check_export(
+        model: nn.Module,
+        folder: str | os.PathLike[str],
+        *,
+        input_size: Sequence[int] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        factory: str | Callable[..., nn.Module] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        format: str = 'timm',
+) -> None:
+    """Refuse before the training what `export` with these arguments would refuse after it; nothing is run or written.
+
+    Raises:
+        SFTeacherError: The place, an argument or the architecture is not fit for it.
+    """
+    if format not in FORMATS:
+        raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
+    find_place(folder, overwrite)
+    teacher = normalise.plain_copy(unwrap_model(model))
+    normalise.primitives('metadata', metadata)
+    args = normalise.primitives('model_args', model_args)
+    if factory is None:
+        normalise.identify(teacher, args)
+    normalise.data_config(teacher, input_size, mean, std)
+
+
+def export_branch(
+        model: nn.Module,
+        boundary: Sequence[str],
+        untrained: Sequence[str],
+        folder: str | os.PathLike[str],
+) -> Path:
+    """See `StudentFriendlyTask.export_branch`.
+
+    Args:
+        model: The student behind the boundary, under the student's own keys.
+        boundary: The modules at which it starts.
+        untrained: The student's other keys.
+        folder: Where to.
+    """
     target = find_place(folder, overwrite=False)
-    state = {name: t.detach().cpu().contiguous().clone() for name, t in tail.model.state_dict().items()}
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     notes = {
-        'student': normalise.name_of(tail.model),
-        'boundary': list(tail.boundary),
+        'student': normalise.name_of(model),
+        'boundary': list(boundary),
         'trained': sorted(state),
-        'untrained': tail.untrained,
+        'untrained': list(untrained),
     }
-    with written_at_once(target, partial(check_target, target, False)) as temporary:
+    with written_at_once(target, partial(check_place, target, False)) as temporary:
         safetensors.torch.save_file(state, temporary / 'branch.safetensors', {'sf_teacher': json.dumps(notes)})
         (temporary / 'branch.json').write_text(json.dumps(notes, indent=2), encoding='utf-8')
         (temporary / README).write_text(
-            f'A trained branch as the start of {notes["student"]}: everything after {", ".join(tail.boundary)}.\n\n'
-            f'{len(tail.untrained)} weights before it are not trained by any branch and not in the file; '
+            f'A trained branch as the start of {notes["student"]}: everything after {", ".join(boundary)}.\n\n'
+            f'{len(untrained)} weights before it are not trained by any branch and not in the file; '
             'they are listed as "untrained" in branch.json.\n\n'
             '```python\nweights = safetensors.torch.load_file("branch.safetensors")\n'
             'student.load_state_dict(weights, strict=False)\n```\n',

@@ -9,7 +9,7 @@ README = 'README.md'
 
 
 def find_place(folder: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The absolute path of a folder to write, or an error before any work is done; see `check_target`."""
+    """The absolute path of a folder to write, or an error before any work is done; see `check_place`."""
     try:
         target = Path(folder).expanduser()
         linked = target.is_symlink()
@@ -18,11 +18,11 @@ def find_place(folder: str | os.PathLike[str], overwrite: bool) -> Path:
         raise SFTeacherError(f'cannot write {os.fspath(folder)!r}: {e}') from e
     if linked:
         raise SFTeacherError(f'{target} is a link: give the folder that it points to, {resolved}')
-    check_target(resolved, overwrite)
+    check_place(resolved, overwrite)
     return resolved
 
 
-def check_target(target: Path, overwrite: bool) -> None:
+def check_place(target: Path, overwrite: bool) -> None:
     """Refuse a place where a folder cannot be put, before any work is done."""
     try:
         parent = next((path for path in target.parents if path.exists()), target)

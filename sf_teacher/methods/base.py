@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from ..checks import check_target
 from ..split.boundaries import Size
 from ..split.selection import Boundaries, Selection, count_classes, select_boundaries
 from ..validation import Checked
@@ -96,6 +97,10 @@ class Step(NamedTuple):
     def task_loss(self) -> torch.Tensor:
         """The task loss of the plain model."""
         return self.criterion(self.logits, self.target)
+
+    def check_target(self) -> None:
+        """Refuse labels out of range, and targets that do not fit the batch."""
+        check_target(self.target, *self.logits.shape)
 
 
 @dataclass(frozen=True)

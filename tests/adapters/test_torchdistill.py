@@ -309,6 +309,10 @@ class TestTeacherTraining:
             with torch.no_grad():
                 model.fc.weight += 1
 
+    def test_an_argument_that_export_does_not_have_is_refused_at_once(self, tmp_path):
+        with pytest.raises(SFTeacherError, match=r"Teacher4SFTN, `export`: .*unexpected keyword argument 'men'"):
+            distillation_box(teacher_stage(export={'folder': str(tmp_path / 'teacher'), 'men': 0.5}))
+
     def test_exports_after_so_many_epochs(self, tmp_path, quick):
         stage = teacher_stage(2, export={'folder': str(tmp_path / 'teacher')})
         stage['teacher']['auxiliary_model_wrapper']['kwargs']['num_epochs'] = 2
