@@ -2,20 +2,24 @@
 import copy
 import dataclasses
 import json
+import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from ..checks import check_size
 from ..errors import SFTeacherError
 from .reload import CheckError, check_arguments
 
 PROBE_IMAGES = 4
 PROBE_SEED = 0
+MOST_VALUES = 2 ** 27     # of one image: the probe holds four, 2 GiB
 
 _HOOKS = (
     '_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called',
@@ -136,21 +140,45 @@ def data_config(
         std: Sequence[float] | float | None,
 ) -> dict[str, list[Any]]:
     """The preprocessing to export: what was given, for the rest what the teacher's timm configuration says."""
-    wanted = {'input_size': input_size, 'mean': mean, 'std': std}
-    given = {key: (value,) if isinstance(value, int | float) else tuple(value)
-             for key, value in wanted.items() if value is not None}
-    if 'input_size' in given and len(given['input_size']) != 3:
-        raise SFTeacherError(f'input_size is (channels, height, width), got {input_size}')
+    given: dict[str, tuple[Any, ...]] = {}
+    if input_size is not None:
+        given['input_size'] = check_size(
+            [int(n) if isinstance(n, Integral) else n for n in input_size] if isinstance(input_size, Iterable)
+            else input_size)
+    given |= {key: _numbers(key, value) for key, value in (('mean', mean), ('std', std)) if value is not None}
     if not getattr(teacher, 'pretrained_cfg', None):
         if missing := [key for key in ('input_size', 'mean', 'std') if key not in given]:
             raise SFTeacherError(f"{name_of(teacher)} does not say what it was trained on: pass {', '.join(missing)}")
-        return {key: list(value) for key, value in given.items()}
-    given.setdefault('input_size', timm.models.get_model_input_config(teacher)['input_size'])
+        resolved: dict[str, Any] = given
+    else:
+        given.setdefault('input_size', timm.models.get_model_input_config(teacher)['input_size'])
+        try:
+            resolved = timm.data.resolve_input_data_config(teacher, args=given)
+        except ValueError as e:
+            raise SFTeacherError(f'the preprocessing does not fit {name_of(teacher)}: {e}') from e
+    size = check_size(resolved['input_size'])
+    if math.prod(size) > MOST_VALUES:
+        raise SFTeacherError(f'input_size={size} is {math.prod(size):.3g} values an image, of which {MOST_VALUES:.2g} '
+                             'are the most: give (channels, height, width) in pixels')
+    config: dict[str, list[Any]] = {'input_size': list(size)}
+    for key in ('mean', 'std'):
+        values = _numbers(key, resolved[key])
+        if len(values) not in (1, size[0]):
+            raise SFTeacherError(f'{key} must have one value or {size[0]} values, got {len(values)}: {list(values)}')
+        config[key] = list(values) * (size[0] // len(values))
+    return config
+
+
+def _numbers(key: str, value: Any) -> tuple[float, ...]:
+    """Finite numbers, above 0 for std, from one or several."""
     try:
-        resolved = timm.data.resolve_input_data_config(teacher, args=given)
-    except ValueError as e:
-        raise SFTeacherError(f'the preprocessing does not fit {name_of(teacher)}: {e}') from e
-    return {key: list(resolved[key]) for key in ('input_size', 'mean', 'std')}
+        values = tuple(float(number) for number in (value if isinstance(value, Iterable) else (value,)))
+    except (TypeError, ValueError):
+        values = ()
+    if isinstance(value, str) or not values or not all(math.isfinite(n) and (key != 'std' or n > 0) for n in values):
+        what = 'numbers > 0' if key == 'std' else 'finite numbers'
+        raise SFTeacherError(f'{key}={value!r} must be {what}, one or one per channel, of images scaled to 0..1')
+    return values
 
 
 @torch.inference_mode()

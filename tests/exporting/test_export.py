@@ -319,7 +319,7 @@ def cases():
         'class argument': Unfit(build(act_layer=nn.SiLU), "'act_layer' is not serializable|model_args must consist of"),
         'diverged': Unfit(not_finite, 'logits of test_resnet are not finite'),
         'meta': Unfit(meta, 'conv1.0.weight is on the meta device'),
-        'size': Unfit(build(), r'input_size is \(channels, height, width\), got \(64, 64\)', {'input_size': (64, 64)}),
+        'size': Unfit(build(), r'input_size must be \(channels, .*got \[64, 64\]', {'input_size': (64, 64)}),
         'channels': Unfit(build(), 'Requested 1 input channels, but the model accepts 3', {'input_size': (1, 64, 64)}),
         'fixed size': Unfit(build('test_vit_relpos'), r'Requested image size \(64, 64\)', {'input_size': SIZE}),
         'mean': Unfit(build(), 'mean must have one value or 3 values, got 2', {'mean': (0.5, 0.5)}),
@@ -344,6 +344,37 @@ def test_unfit_is_refused_before_anything_is_written(case, quick, tmp_path):
     unfit = cases()[case]
     with pytest.raises(SFTeacherError, match=unfit.message):
         export(unfit.model, tmp_path / 'teacher', **unfit.kwargs)
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ({'std': 0}, r'std=0 must be numbers > 0, one or one per channel'),
+    ({'std': (0.5, 0.5, 0.)}, r'std=\(0.5, 0.5, 0.0\) must be numbers > 0'),
+    ({'std': -0.5}, r'std=-0.5 must be numbers > 0'),
+    ({'std': float('nan')}, r'std=nan must be numbers > 0'),
+    ({'std': float('inf')}, r'std=inf must be numbers > 0'),
+    ({'mean': float('nan')}, r'mean=nan must be finite numbers'),
+    ({'mean': (0., 0., float('-inf'))}, r'mean=\(0.0, 0.0, -inf\) must be finite numbers'),
+    ({'mean': '0.5'}, r"mean='0.5' must be finite numbers"),
+    ({'mean': ()}, r'mean=\(\) must be finite numbers'),
+    ({'mean': ('a', 'b', 'c')}, r'must be finite numbers'),
+    ({'mean': [[0.5], [0.5], [0.5]]}, r'must be finite numbers'),
+    ({'mean': (0.5,) * 2}, r'mean must have one value or 3 values, got 2'),
+    ({'std': (0.5,) * 4}, r'std must have one value or 3 values, got 4'),
+    ({'input_size': (3, 64)}, r'three integers > 0; got \[3, 64\]'),
+    ({'input_size': (3, 64, 0)}, r'three integers > 0'),
+    ({'input_size': (3, 64, -64)}, r'three integers > 0'),
+    ({'input_size': (3, 64., 64.)}, r'three integers > 0'),
+    ({'input_size': 64}, r'three integers > 0; got 64'),
+    ({'input_size': (3, 10 ** 6, 10 ** 6)}, r'3e\+12 values an image, of which 1.3e\+08 are the most'),
+])
+@pytest.mark.parametrize('own', [False, True])
+def test_numbers_that_cannot_be(own, arguments, message, quick, tmp_path):
+    """They are refused whether timm knows the model or a factory builds it."""
+    if own:
+        arguments = {'input_size': (3, 8, 8), 'mean': 0.5, 'std': 0.5, 'factory': 'own_models:Own', **arguments}
+    with pytest.raises(SFTeacherError, match=message):
+        export(Own() if own else build(), tmp_path / 'teacher', **arguments)
     assert not leftovers(tmp_path)
 
 
@@ -669,7 +700,7 @@ def test_cli_export_of_a_model_of_ones_own(own, quick, capsys, tmp_path, monkeyp
                      '--std', '0.5']) == 0
     assert 'exported and verified; its README.md says how to load it' in capsys.readouterr().out
     assert verify(tmp_path / 'teacher', factory='own_models:Own')['bit_equal']
-    assert cli.main([*command, '--model', 'test_resnet']) == 1
+    assert cli.main([*command, '--model', 'test_resnet']) == 2
     assert 'needs --model with --num-classes' in capsys.readouterr().err
 
 
