@@ -100,7 +100,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
             distributed: bool = False,
             students: str | list[str] | None = None,
             method: Mapping[str, Any] | None = None,
-            boundaries: list | None = None,
+            boundaries: list[Any] | None = None,
             num_classes: int | None = None,
             input_size: list[int] | None = None,
             student_kwargs: Mapping[str, Any] | None = None,

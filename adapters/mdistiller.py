@@ -19,7 +19,7 @@ from sf_teacher import SFTeacherError
 from ._timm import FeatureTeacher
 
 
-class Features(dict):
+class Features(dict[str, Any]):
     """``feats`` and ``pooled_feat``; ``preact_feats`` exists and says why there is none."""
 
     def __getitem__(self, key: str) -> Any:

@@ -13,7 +13,8 @@ from .exporting.verify import LOCAL, check_folder
 from .methods import get_method
 from .methods.base import Method
 from .split.boundaries import Size, default_input_size
-from .task import Boundaries, StudentFriendlyTask
+from .split.selection import Boundaries
+from .task import StudentFriendlyTask
 
 
 def wrap(
@@ -85,7 +86,13 @@ def wrap(
     return task
 
 
-def create_model(name: str, role: str, num_classes: int | None, input_size: Size | None, kwargs: dict) -> nn.Module:
+def create_model(
+        name: str,
+        role: str,
+        num_classes: int | None,
+        input_size: Size | None,
+        kwargs: dict[str, Any],
+) -> nn.Module:
     """A timm model, built for `input_size` where its size is fixed at construction.
 
     Raises:

@@ -196,7 +196,7 @@ class StudentFriendlyTask(JointTask):
         """The plain teacher, as it came and trained; nothing of the task is left on it."""
         return self.teacher
 
-    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> StudentFriendlyTask:
+    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> StudentFriendlyTask:
         """Wrap teacher and branches in DistributedDataParallel."""
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self

@@ -16,9 +16,10 @@ from ..methods import get_method
 from ..methods.base import Method, options
 from ..split.boundaries import Size, default_input_size
 from ..split.pairing import default_boundaries
+from ..split.selection import Boundaries
 from ..split.split_points import student_boundaries
 from ..split.teacher_taps import teacher_boundaries
-from ..task import Boundaries, StudentFriendlyTask
+from ..task import StudentFriendlyTask
 
 _logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class Seen:
 
 
 @torch.inference_mode()
-def see(model: nn.Module, loader: Iterable, boundaries: Sequence[Boundary] = ()) -> Seen:
+def see(model: nn.Module, loader: Iterable[Any], boundaries: Sequence[Boundary] = ()) -> Seen:
     """Run a model, in eval mode, over all batches (images, labels), with its features at these boundaries."""
     model.eval()
     device = next(model.parameters()).device

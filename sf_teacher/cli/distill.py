@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with settings(args, StudentRun) as config:
-        from ..training.runs import distill, plan_student
+        from ..training.planning import plan_student
+        from ..training.runs import distill
 
         run_training(args, config, plan_student, distill)

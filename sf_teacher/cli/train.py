@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with settings(args, TeacherRun) as config:
-        from ..training.runs import plan_teacher, train_teacher
+        from ..training.planning import plan_teacher
+        from ..training.runs import train_teacher
 
         folder = run_training(args, config, plan_teacher, train_teacher)
         if folder is not None:

@@ -77,6 +77,7 @@ class StudentBranches(BranchSet):
             raise SFTeacherError('SFTN needs a student: wrap(teacher, "resnet18"), a timm name or a module')
         self.branches = nn.ModuleList()
         self.names: list[str] = []
+        sources: list[Boundary] = []
         modules_of = context.selection.student_modules
         for index, (student, modules) in enumerate(zip(context.students, modules_of, strict=True)):
             branches = _student_branches(context, student, modules, act)
@@ -84,13 +85,14 @@ class StudentBranches(BranchSet):
                 _share([branch.tail for branch in branches])
             label = f'{index}.' if len(context.students) > 1 else ''
             self.names += [f'{label}{b.source.name}-{b.target}' for b in branches]
+            sources += [b.source for b in branches]
             self.branches.extend(branches)
         twice = {name for name in self.names if self.names.count(name) > 1}
         if twice:
             raise SFTeacherError(f'`boundaries` pairs {", ".join(sorted(twice))} more than once: name each pair once')
-        order = [b for b in context.selection.teacher if any(b is branch.source for branch in self.branches)]
+        order = [b for b in context.selection.teacher if any(b is source for source in sources)]
         self.boundaries = order
-        self.sources = [next(i for i, b in enumerate(order) if b is branch.source) for branch in self.branches]
+        self.sources = [next(i for i, b in enumerate(order) if b is source) for source in sources]
 
     def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
         maps = [m.detach() for m in maps] if self.detach else maps

@@ -67,7 +67,7 @@ def features(model: Any, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
     return logits_of(model, model.forward_head(final)), maps
 
 
-def _outputs(model: nn.Module, places: Sequence[Place], x: torch.Tensor) -> tuple[torch.Tensor, dict[Place, tuple]]:
+def _outputs(model: nn.Module, places: Sequence[Place], x: torch.Tensor) -> tuple[torch.Tensor, dict[Place, Any]]:
     """Logits, and by place, in order of execution, the tensor there and whether it was modified in place afterwards."""
     got: dict[Place, list[Any]] = {}
     calls = dict.fromkeys((place.module for place in places), 0)

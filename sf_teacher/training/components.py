@@ -32,7 +32,7 @@ def eval_model(task: TrainingTask, ema: bool = False) -> nn.Module:
 @torch.inference_mode()
 def evaluate(
         task: TrainingTask,
-        loader: Iterable,
+        loader: Iterable[Any],
         ema: bool = False,
         autocast: Callable[[], Any] = nullcontext,
         channels_last: bool = False,

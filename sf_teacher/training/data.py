@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 _SYNONYMS = {'train': ('training',), 'validation': ('val', 'valid', 'eval', 'test')}
 
 
-class DigitsDataset(Dataset):
+class DigitsDataset(Dataset[Any]):
     """scikit-learn's 1797 handwritten digits, 8x8 and grey, which need no download; every fifth is for validation."""
 
     def __init__(self, is_training: bool) -> None:
@@ -158,7 +158,7 @@ def create_loaders(
     return IndexedLoader(train) if with_index else train, validation
 
 
-class Indexed(Dataset):
+class Indexed(Dataset[Any]):
     """A data set whose targets are pairs (label, number of the image)."""
 
     def __init__(self, dataset: Any) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from timm.task import TrainingTask
 
@@ -17,8 +18,8 @@ __all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
 
 def fit(
         task: TrainingTask,
-        train_loader: Iterable,
-        eval_loader: Iterable | None,
+        train_loader: Iterable[Any],
+        eval_loader: Iterable[Any] | None,
         config: TrainConfig,
         on_epoch: Callable[[Row], None] | None = None,
 ) -> list[Row]:

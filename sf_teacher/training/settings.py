@@ -144,7 +144,9 @@ class TeacherRun(DataConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         if isinstance(self.boundaries, list | tuple):       # in YAML an index is a number
-            object.__setattr__(self, 'boundaries', tuple(str(b) if type(b) is int else b for b in self.boundaries))
+            indices = [isinstance(b, int) and not isinstance(b, bool) for b in self.boundaries]
+            named = tuple(str(b) if index else b for b, index in zip(self.boundaries, indices, strict=True))
+            object.__setattr__(self, 'boundaries', named)
         super().__post_init__()
 
 

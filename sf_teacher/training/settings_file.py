@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
-        event = self.peek_event()
+        event = self.peek_event()   # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, 'anchor', None):
             raise yaml.MarkedYAMLError(problem='anchors (&) and aliases (*) are not read: write it out',
                                        problem_mark=event.start_mark)
