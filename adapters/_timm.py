@@ -1,10 +1,12 @@
 """Models for every adapter: built by timm, and never a teacher with random weights."""
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import timm
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from sf_teacher import SFTeacherError, check_folder
@@ -29,7 +31,7 @@ def build_teacher(
         **kwargs: Further arguments of ``timm.create_model``.
 
     Raises:
-        SFTeacherError: There are no weights, or they are not this model's.
+        SFTeacherError: There are no weights, they are not this model's, or they have no classifier for these classes.
     """
     if model_name.startswith(LOCAL):
         if checkpoint_path:
@@ -44,16 +46,32 @@ def build_teacher(
     if checkpoint_path and not Path(checkpoint_path).is_file():
         raise SFTeacherError(f'checkpoint_path {checkpoint_path!r} of teacher {model_name!r} does not exist (working '
                              f'directory {Path.cwd()}): correct the path, or export the teacher first')
+    if not checkpoint_path and timm.is_model(model_name):
+        with suppress(RuntimeError):    # an unknown tag: timm's builder says so
+            pretrained_cfg: Any = get_pretrained_cfg(model_name)
+            _check_classes(model_name, pretrained_cfg.num_classes, num_classes)
     kwargs |= {} if num_classes is None else {'num_classes': num_classes}
     if checkpoint_path:
         kwargs['checkpoint_path'] = checkpoint_path
         if (Path(checkpoint_path).parent / 'probe.safetensors').is_file():
             check_folder(Path(checkpoint_path).parent, [Path(checkpoint_path).name])
-    teacher = build_model(model_name, pretrained=not checkpoint_path, **kwargs).eval()
+    teacher: Any = build_model(model_name, pretrained=not checkpoint_path, **kwargs).eval()
+    if not checkpoint_path:
+        _check_classes(model_name, (teacher.pretrained_cfg or {}).get('num_classes'), teacher.num_classes)
     if broken := [name for name, tensor in teacher.state_dict().items() if not tensor.isfinite().all()]:
         raise SFTeacherError(f'{broken[0]} of teacher {model_name!r} with checkpoint_path={checkpoint_path!r} is not '
                              f'finite: its training diverged or the file is damaged; give another')
     return teacher
+
+
+def _check_classes(model_name: str, available: int | None, num_classes: int | None) -> None:
+    """Refuse pretrained weights for which timm would make up a classifier."""
+    if available is not None and (not available or num_classes not in (None, available)):
+        has = f'have {available} classes' if available else 'have no classifier'
+        raise SFTeacherError(
+            f'the pretrained weights of teacher {model_name!r} {has}, num_classes={num_classes}: timm would give it '
+            f'a random classifier. Fine-tune it on your classes first, and give the result as model_name: '
+            f'\'local-dir:FOLDER\' or checkpoint_path' + (', or leave num_classes out' if available else ''))
 
 
 def build_model(model_name: str, **kwargs: Any) -> nn.Module:

@@ -37,6 +37,7 @@ from ._loss import MethodLoss
 from ._student_method import Teacher4StudentMethod
 from ._timm import build_model, build_teacher
 from ._torchdistill import Teacher4Method
+from ._torchvision import build_torchvision_teacher
 
 logger = def_logger.getChild(__name__)
 
@@ -76,6 +77,30 @@ def timm_teacher(
     logger.info(f'Teacher `{model_name}` in eval mode; made for images of size {data["input_size"]} normalised with '
                 f'mean {data["mean"]} and std {data["std"]}: give it the same')
     return teacher
+
+
+def torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.Module:
+    """An exported teacher as torchvision's module, whose modules have the names that torchdistill's own configs hook.
+
+    For the architectures that torchvision builds too (`sf_teacher.exporting.torchvision_names`): ResNets, ResNeXts,
+    DenseNets, VGGs, ConvNeXts, small EfficientNets. In eval mode, in which torchdistill leaves it.
+
+    Args:
+        model_name: ``local-dir:FOLDER``, an exported folder.
+        num_classes: Classes; the folder knows its own and refuses others.
+
+    Raises:
+        SFTeacherError: The folder is missing or damaged, or torchvision has no model that computes the same.
+
+    .. code-block:: YAML
+       :caption: An exported ResNet in a config that hooks `avgpool` or `layer4.-1.relu`; nothing else changes.
+
+        teacher_model:
+          key: 'sf_teacher.torchvision_teacher'
+          kwargs:
+            model_name: 'local-dir:./exported/resnet34-sft'
+    """
+    return build_torchvision_teacher(model_name, num_classes)
 
 
 def timm_model(model_name: str, **kwargs: Any) -> nn.Module:
@@ -130,7 +155,7 @@ def _register_method(cls: type[Method]) -> None:
             _register(AUXILIARY_MODEL_WRAPPER_DICT, register_auxiliary_model_wrapper, [(name, made)])
 
 
-_register(MODEL_DICT, register_model,
-          [('sf_teacher.timm_teacher', timm_teacher), ('sf_teacher.timm_model', timm_model)])
+_register(MODEL_DICT, register_model, [
+    (f'sf_teacher.{build.__name__}', build) for build in (timm_teacher, torchvision_teacher, timm_model)])
 _register(FORWARD_PROC_FUNC_DICT, register_forward_proc_func, [('sf_teacher.skip_forward', skip_forward)])
 METHODS.for_each(_register_method)

@@ -106,7 +106,7 @@ class TestRegistration:
 
     def test_no_key_is_one_of_torchvision(self):
         ours = {key for key, value in MODEL_DICT.items() if value.__module__.startswith('sf_teacher')}
-        assert ours == {'sf_teacher.timm_teacher', 'sf_teacher.timm_model'}
+        assert ours == {'sf_teacher.timm_teacher', 'sf_teacher.torchvision_teacher', 'sf_teacher.timm_model'}
         assert not ours & set(torchvision.models.__dict__)
 
     def test_a_key_taken_by_someone_else_is_an_error(self):
@@ -118,7 +118,8 @@ class TestRegistration:
         adapter._register(MODEL_DICT, adapter.register_model, [('sf_teacher.timm_model', adapter.timm_model)])
 
     def test_docstrings_show_captioned_yaml(self):
-        for documented in (adapter.timm_teacher, adapter.timm_model, adapter.Teacher4SFTN, adapter.SFTNLoss):
+        for documented in (adapter.timm_teacher, adapter.torchvision_teacher, adapter.timm_model,
+                           adapter.Teacher4SFTN, adapter.SFTNLoss):
             assert '.. code-block:: YAML\n' in documented.__doc__ and ':caption:' in documented.__doc__
 
 
@@ -145,12 +146,27 @@ class TestTeacherKey:
          r'test_resnet/teacher.pth.*another architecture or class count: give the model_name and num_classes'),
         ({'model_name': 'resnet18', 'num_classes': 10, 'checkpoint_path': '{root}/test_resnet/teacher.pth'},
          r'test_resnet/teacher.pth.*another architecture or class count'),
+        ({'model_name': 'test_resnet', 'pretrained': True, 'num_classes': 7},
+         r"pretrained weights of teacher 'test_resnet' have 1000 classes, num_classes=7: .*random classifier.*leave"),
+        ({'model_name': 'vit_small_patch16_dinov3', 'pretrained': True, 'num_classes': 7},
+         r'have no classifier, num_classes=7.*Fine-tune it on your classes first.*checkpoint_path$'),
+        ({'model_name': 'vit_small_patch16_dinov3', 'pretrained': True}, r'have no classifier, num_classes=None'),
+        ({'model_name': 'resnet18.no_tag', 'pretrained': True}, r"timm does not build 'resnet18.no_tag'"),
         ({'model_name': 'resnet_18', 'pretrained': True}, r"timm does not build 'resnet_18'.*correct model_name"),
     ])
     def test_refuses_whatever_is_not_this_teacher(self, exported, kwargs, message):
         kwargs = {k: v.format(root=exported) if isinstance(v, str) else v for k, v in kwargs.items()}
         with pytest.raises(SFTeacherError, match=f'(?s){message}'):
             get_model('sf_teacher.timm_teacher', **kwargs)
+
+    def test_hub_weights_with_other_classes_are_refused(self, monkeypatch):
+        """Their class count is known once they are here."""
+        def create_model(name, pretrained, num_classes, **kwargs):
+            return create(name.removeprefix('hf-hub:'), num_classes=num_classes)
+        create = timm.create_model
+        monkeypatch.setattr('timm.create_model', create_model)
+        with pytest.raises(SFTeacherError, match=r"teacher 'hf-hub:test_resnet' have 1000 classes, num_classes=7"):
+            adapter.timm_teacher('hf-hub:test_resnet', num_classes=7)
 
     def test_refuses_a_folder_that_a_factory_builds(self, tmp_path):
         (tmp_path / 'config.json').write_text('{"factory": "package.module:function", "num_classes": 3}')

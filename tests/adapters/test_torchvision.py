@@ -4,8 +4,10 @@ import timm
 import torch
 import torchvision
 import yaml
+from sf_teacher.adapters import torchdistill as adapter
 from torchdistill.common.main_util import load_ckpt
 from torchdistill.models.official import get_image_classification_model
+from torchdistill.models.registry import get_model
 
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.exporting.exporter import export
@@ -110,3 +112,30 @@ def test_the_command_line_prints_the_lines_to_paste(tmp_path, quick, capsys):
     printed = capsys.readouterr().out
     assert "key: 'sf_teacher.timm_teacher'" in printed and "key: 'resnet18'" in printed
     assert f"src_ckpt: '{tmp_path}/teacher/teacher.pth'" in printed and 'in train mode' in printed
+
+
+class TestTeacherKey:
+    @pytest.mark.parametrize('name', ['resnet18', 'vgg11', 'efficientnet_b0'])
+    def test_gives_torchvisions_module_in_eval_mode(self, tmp_path, quick, name):
+        teacher = model(name).eval()
+        folder = export(teacher, tmp_path / 'teacher', input_size=SIZE, mean=HALF, std=HALF)
+        found = get_model('sf_teacher.torchvision_teacher', model_name=f'local-dir:{folder}', num_classes=10)
+        twin = torchvision.models.get_model(name, num_classes=10)
+        assert type(found) is type(twin) and list(found.state_dict()) == list(twin.state_dict())
+        assert not any(m.training for m in found.modules())
+        x = torch.randn(2, *SIZE)
+        torch.testing.assert_close(found(x), teacher(x), rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize(('kwargs', 'message'), [
+        ({'model_name': 'resnet18'}, r"model_name 'resnet18': give 'local-dir:FOLDER', a folder that"),
+        ({'model_name': 'local-dir:nowhere'}, r"'local-dir:nowhere': /.*/nowhere does not exist. Give the folder"),
+        ({'model_name': 'local-dir:{root}', 'num_classes': 7}, r'the teacher has 10 classes, not num_classes=7'),
+        ({'model_name': 'local-dir:{root}'},
+         r"no model that computes what this test_resnet computes. Use the key 'sf_teacher.timm_teacher', and name its "
+         r"modules as `sf-teacher inspect test_resnet --hooks`"),
+    ])
+    def test_refuses_what_torchvision_does_not_have(self, tmp_path, quick, kwargs, message):
+        folder = export(model('test_resnet'), tmp_path / 'teacher', input_size=SIZE, mean=HALF, std=HALF)
+        kwargs = {**kwargs, 'model_name': kwargs['model_name'].format(root=folder)}
+        with pytest.raises(SFTeacherError, match=message):
+            adapter.torchvision_teacher(**kwargs)
