@@ -1,12 +1,17 @@
 """Checks of what a user passes in, made before anything is built or trained."""
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .errors import SFTeacherError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def check_model(model: nn.Module, role: str) -> None:
@@ -28,6 +33,15 @@ def check_model(model: nn.Module, role: str) -> None:
         raise SFTeacherError(f'{what} is scripted: pass the Python model that it was made from')
     if any(type(m).__module__.startswith(('torch.ao.nn', 'torch.nn.quantized')) for m in model.modules()):
         raise SFTeacherError(f'{what} is quantised and cannot be trained: pass the float model')
+    for name, p in model.named_parameters():
+        if isinstance(p, torch.nn.parameter.UninitializedParameter):
+            raise SFTeacherError(f'{what} has lazy modules: {name} has no shape yet. Run the model on one batch first')
+        if is_traceable_wrapper_subclass(p):
+            raise SFTeacherError(f'{what} cannot be trained here: {name} is {type(p.data).__name__}, not a plain '
+                                 f'tensor (quantised by torchao, or sharded). Pass the float model on one device')
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters()):
+        raise SFTeacherError(f'{what} cannot be trained: it was built, or is used now, in torch.inference_mode(), '
+                             f'whose tensors have no gradients. Build it and call sf_teacher outside')
     if type(model).__name__.startswith('Feature') and type(model).__module__ == 'timm.models._features':
         raise SFTeacherError(f'{what} was built with features_only=True and has no classifier: build it without')
     if hasattr(model, 'forward_intermediates') and not hasattr(model, 'get_classifier'):
@@ -60,6 +74,11 @@ def logits_of(model: nn.Module, output: Any) -> torch.Tensor:
     raise SFTeacherError(f'{type(model).__name__} must return logits [B, K], one tensor; it returns {found} in '
                          f'{"train" if model.training else "eval"} mode. Switch further heads off (e.g. '
                          f'aux_logits=False), or return the logits alone')
+
+
+def shown(name: object) -> str:
+    """What a user gave, for a message: readable, and not longer than a line."""
+    return _SHORT.repr(name)
 
 
 def check_size(input_size: Sequence[int]) -> tuple[int, int, int]:

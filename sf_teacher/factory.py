@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from .checks import check_model, check_size
+from .checks import check_model, check_size, shown
 from .errors import SFTeacherError
 from .exporting.verify import LOCAL, check_folder
 from .methods import get_method
@@ -98,9 +98,12 @@ def create_model(
     Raises:
         SFTeacherError: timm has no such model (with close names) or cannot build it.
     """
+    if len(name) > 1000 or not name.isprintable():
+        raise SFTeacherError(f'{shown(name)} (given as {role}) is not the name of a model or a folder: it is longer '
+                             f'than 1000 characters or has characters that cannot be printed')
     if ':' not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name.split('.')[0], timm.list_models(), 3, cutoff=0.5)
-        raise SFTeacherError(f'timm has no model {name!r} (given as {role})'
+        raise SFTeacherError(f'timm has no model {shown(name)} (given as {role})'
                              + (f'; close names: {", ".join(close)}' if close else '')
                              + ". timm.list_models('*resnet*') lists what there is.")
     if name.lower().startswith(LOCAL):

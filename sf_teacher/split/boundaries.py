@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import shown
 from ..errors import BoundaryError, SFTeacherError
 from .layouts import Layout
 from .trace import Cut, tensors
@@ -130,9 +131,9 @@ def find_place(model: nn.Module, name: str) -> Place:
     module, *rest = name.split(':')
     kind = rest.pop() if rest and rest[-1] in ('NCHW', 'NHWC') else None
     if len(rest) > 1 or not all(part.isascii() and part.isdigit() for part in rest):
-        raise BoundaryError(f'{name!r} does not name a boundary of {type(model).__name__}: behind the name of a module '
-                            f'may follow the position among the tensors that it returns, and NCHW or NHWC, as in '
-                            f"'layer1:0', 'stages.2:NHWC' or 'layer1:0:NHWC'")
+        raise BoundaryError(f'{shown(name)} does not name a boundary of {type(model).__name__}: behind the name of a '
+                            f'module may follow the position among the tensors that it returns, and NCHW or NHWC, as '
+                            f"in 'layer1:0', 'stages.2:NHWC' or 'layer1:0:NHWC'")
     _check_module(model, module)
     return Place(name, module, int(rest[0]) if rest else None, kind)
 
@@ -142,7 +143,7 @@ def _check_module(model: nn.Module, name: str) -> None:
     for part in name.split('.') if name else ['']:
         children = [n for n, _ in model.get_submodule(parent).named_children()]
         if part not in children:
-            raise BoundaryError(f'{type(model).__name__} has no module {name!r}: {parent or "it"} has '
+            raise BoundaryError(f'{type(model).__name__} has no module {shown(name)}: {parent or "it"} has '
                                 f'{", ".join(children) or "no submodules"}')
         parent = f'{parent}.{part}'.lstrip('.')
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..checks import shown
 from ..errors import SFTeacherError
 from .boundaries import Boundary, widest_stream
 
@@ -83,4 +84,4 @@ def pick_boundary(boundaries: Sequence[Boundary], key: int | str, model: nn.Modu
         if key in (boundary.index, boundary.name):
             return boundary
     allowed = ', '.join(f'{b.index} ({b.name})' for b in boundaries)
-    raise SFTeacherError(f'{role} {type(model).__name__} has no boundary {key!r}: it has {allowed}')
+    raise SFTeacherError(f'{role} {type(model).__name__} has no boundary {shown(key)}: it has {allowed}')

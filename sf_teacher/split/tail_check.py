@@ -1,4 +1,5 @@
 """Whether tails do what the student does: the student's logits for the student's own features, before any training."""
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +10,9 @@ from ..checks import logits_of
 from ..errors import BoundaryError
 from .tails import Tail
 from .trace import Trace, calibrate, dummy_image, hooked, jittered, rng_kept, tensors, twin, weights_of
+from .value_reads import value_reads
+
+_logger = logging.getLogger(__name__)
 
 
 def check_tails(trace: Trace, tails: list[Tail]) -> None:
@@ -17,7 +21,8 @@ def check_tails(trace: Trace, tails: list[Tail]) -> None:
     The comparison runs at batch size 2 with jittered weights: many models start with a zero head or with logits that
     hardly depend on the image, so that on fresh weights anything would pass. Equality to the bit in float32 ends it, at
     the smallest image size that the model admits (down to a sixteenth of the cost); otherwise full size decides, in
-    float32 and then in float64.
+    float32 and then in float64. A model whose forward reads values (``if x.mean() > 0``) is compared on batches of
+    several signs and scales. In train mode a tail must run and return logits.
 
     Raises:
         BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
@@ -48,42 +53,72 @@ def _small_size(trace: Trace) -> tuple[int, int, int]:
 def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, sensitivity: float) -> None:
     values = jittered(trace.model, dtype)
     model, images = twin(trace.model, values), dummy_image(trace.model, trace.input_size, batch=2).to(dtype)
-    got: dict[str, list[torch.Tensor]] = {}
-
-    def capture(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        got[name] = [t.clone() for t in tensors(output)]
 
     def differ(logits: torch.Tensor, share: float) -> bool:
         return (logits[0] - logits[1]).abs().max().item() > share * logits.abs().max().item()
 
-    with torch.no_grad(), hooked(model, capture, {name for tail in tails for name in tail.boundary}):
-        expected = logits_of(model, model(images))
-        if not differ(expected, 1e-3):      # a deep fresh model drowns its input
+    with torch.no_grad():
+        if not differ(logits_of(model, model(images)), 1e-3):   # a deep fresh model drowns its input
             calibrate(model, images)    # in place, so that `values` has the statistics
-            expected = logits_of(model, model(images))
-    if not differ(expected, sensitivity):
-        raise BoundaryError(f'{type(model).__name__} gives the same logits for different images, so that no tail can '
-                            f'be checked. Choose another module in `boundaries`.')
-    scale = expected.abs().max().item()
+        if not differ(logits_of(model, model(images)), sensitivity):
+            raise BoundaryError(f'{type(model).__name__} gives the same logits for different images, so that no tail '
+                                f'can be checked. Choose another module in `boundaries`.')
+    reads = value_reads(model, images)      # one batch is enough for a model that treats all images alike
+    batches = [images] if reads == [] else [images, images.abs(), -images.abs(), 8 * images]
+    expected = [_features_and_logits(model, batch, tails) for batch in batches]
+    copies = []
     for tail in tails:
-        where = f'the tail of {type(model).__name__} after {", ".join(map(repr, tail.boundary))}'
         own = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tail.named_buffers()}     # with its constants
         own |= {n: values[n.removeprefix('model.')] for n, _ in tail.named_parameters()}
         own |= {f'model.{n}': values[n] for n in tail.model.state_dict()}
-        features = tuple(got[name][i] for name, i in tail.features)
-        copied = twin(tail, own)
-        try:
-            if trace.input_size != tail.input_size:
-                copied.answer_as(trace.cut(tail.boundary, tail.output), trace)
-                if copied.features != tail.features or copied.state_dict().keys() != tail.state_dict().keys():
-                    raise RuntimeError('another tail at another size')
-            with torch.no_grad():
-                logits = copied(*features)
-        except Exception as error:
-            raise BoundaryError(f'{where} does not run ({type(error).__name__}: {error}). Choose another module in '
-                                f'`boundaries`.') from error
-        tail._slot.dense = copied._slot.dense
-        off = (logits - expected).abs().max().item() if logits.shape == expected.shape else float('inf')
-        if not off <= rtol * scale:
-            raise BoundaryError(f'{where} does not reproduce the logits: {off:.2g} off, with logits up to {scale:.2g}. '
-                                f'Choose another module in `boundaries`.')
+        copies.append(twin(tail, own))
+        if trace.input_size != tail.input_size:
+            copies[-1].answer_as(trace.cut(tail.boundary, tail.output), trace)
+            if copies[-1].features != tail.features or copies[-1].state_dict().keys() != tail.state_dict().keys():
+                raise RuntimeError('another tail at another size')
+        for features, logits in expected:
+            _check_tail(copies[-1], features, logits, rtol, reads)
+        tail._slot.dense = copies[-1]._slot.dense
+    for copied in copies:   # last, because it moves the statistics of batch norms
+        _run(copied.train(), expected[0][0])
+    if reads:
+        _logger.warning('%s reads values of its features (%s): what it does may depend on the image. Its branches are '
+                        'exact for %d batches that differ in sign and scale; make sure that they cover the cases.',
+                        type(model).__name__, '; '.join(reads), len(batches))
+
+
+Features = dict[str, list[torch.Tensor]]
+
+
+def _features_and_logits(model: nn.Module, images: torch.Tensor, tails: list[Tail]) -> tuple[Features, torch.Tensor]:
+    """What the modules at all boundaries return, by name, and the logits."""
+    got: Features = {}
+
+    def capture(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        got[name] = [t.clone() for t in tensors(output)]
+
+    with torch.no_grad(), hooked(model, capture, {name for tail in tails for name in tail.boundary}):
+        return got, logits_of(model, model(images))
+
+
+def _run(tail: Tail, features: Features) -> torch.Tensor:
+    try:
+        with torch.no_grad():
+            return tail(*(features[name][i] for name, i in tail.features))
+    except Exception as error:
+        mode = 'train' if tail.training else 'eval'
+        raise BoundaryError(f'{_named(tail)} does not run in {mode} mode ({type(error).__name__}: {error}). Choose '
+                            f'another module in `boundaries`.') from error
+
+
+def _check_tail(tail: Tail, features: Features, expected: torch.Tensor, rtol: float, reads: list[str] | None) -> None:
+    logits, scale = _run(tail, features), expected.abs().max().item()
+    off = (logits - expected).abs().max().item() if logits.shape == expected.shape else float('inf')
+    if not off <= rtol * scale:
+        why = f' What the model does depends on the values of its features ({"; ".join(reads)}).' if reads else ''
+        raise BoundaryError(f'{_named(tail)} does not reproduce the logits: {off:.2g} off, with logits up to '
+                            f'{scale:.2g}.{why} Choose another module in `boundaries`.')
+
+
+def _named(tail: Tail) -> str:
+    return f'the tail of {type(tail.model).__name__} after {", ".join(map(repr, tail.boundary))}'

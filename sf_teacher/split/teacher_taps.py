@@ -58,6 +58,9 @@ def forward_with_maps(
 
     with hooked(model, keep, {b.place.module for b in boundaries if b.place}):
         logits = logits_of(model, model(x))
+    if missing := [b.name for b in boundaries if b.name not in got]:
+        raise SFTeacherError(f'teacher {type(model).__name__} did not run {", ".join(missing)} in this forward: a '
+                             f'boundary is a module that every image passes. Choose others in `boundaries`')
     return logits, [b.layouts[0].to_map(got[b.name]) for b in boundaries]
 
 
@@ -115,6 +118,42 @@ def layout_at(model: nn.Module, place: Place, raw: torch.Tensor, input_size: Siz
     return infer_layout(raw, input_size, f'{place.name!r} of {type(model).__name__}', kind)
 
 
+def _dry_run(model: nn.Module, run: Any, x: torch.Tensor, training: bool = False) -> Any:
+    """What `run` returns for a copy of the model: on the meta device, where the model allows it."""
+    try:
+        on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
+        return run(twin(model, on_meta).train(training), x.to('meta'))
+    except SFTeacherError:
+        raise
+    except Exception:   # the model computes with values, or keeps tensors that are neither parameter nor buffer
+        return run(twin(model).train(training), x)
+
+
+def _check_train_mode(model: nn.Module, run: Any, x: torch.Tensor, maps: Any) -> set[Place]:
+    """Check that a teacher gives logits and the same features in train mode; places modified in place only there.
+
+    Raises:
+        SFTeacherError: It does not.
+    """
+    try:
+        _, others = _dry_run(model, run, x, training=True)
+    except SFTeacherError:
+        raise
+    except Exception as error:
+        raise SFTeacherError(
+            f'teacher {type(model).__name__} does not give its features in train mode ({type(error).__name__}: '
+            f'{error}). Build it without what it does in training only (timm: patch_drop_rate=0; torchvision: '
+            f'aux_logits=False), or give larger images as `input_size`') from error
+    pairs = zip(maps, others, strict=True) if isinstance(maps, list) else ((maps[p][0], others[p][0]) for p in maps)
+    for eval_map, train_map in pairs:
+        if eval_map.shape[1:] != train_map.shape[1:]:
+            raise SFTeacherError(
+                f'teacher {type(model).__name__} gives a feature of shape {tuple(eval_map.shape[1:])} for an image in '
+                f'eval mode and {tuple(train_map.shape[1:])} in train mode. If it drops tokens in training, build it '
+                f'without (timm: patch_drop_rate=0), or choose other `boundaries`')
+    return set() if isinstance(maps, list) else {place for place, (_, modified) in others.items() if modified}
+
+
 def teacher_boundaries(
         model: nn.Module,
         input_size: Size,
@@ -134,21 +173,15 @@ def teacher_boundaries(
     if names is None and not feature_info(model):
         raise BoundaryError(no_features(model, 'teacher'))
     places = [find_place(model, name) for name in names or ()]
-    x = dummy_image(model, input_size)
     run: Any = features if names is None else lambda model, x: _outputs(model, places, x)
     with rng_kept(model), torch.no_grad():
         try:
-            on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
-            logits, maps = run(twin(model, on_meta), x.to('meta'))
+            logits, maps = _dry_run(model, run, dummy_image(model, input_size))
         except SFTeacherError:
             raise
-        except Exception:   # the model computes with values, or keeps tensors that are neither parameter nor buffer
-            try:
-                logits, maps = run(twin(model), x)
-            except SFTeacherError:
-                raise
-            except Exception as error:
-                raise SFTeacherError(refused_image(model, input_size, error)) from error
+        except Exception as error:
+            raise SFTeacherError(refused_image(model, input_size, error)) from error
+        modified = _check_train_mode(model, run, dummy_image(model, input_size, batch=2), maps)
     if names is None:
         layouts = [Layout('NCHW', m.shape[1], (m.shape[2], m.shape[3])) for m in maps]
         found = [Boundary(feature_name(model, i), i, (layout,), depth, input_size[1] / layout.size[0])
@@ -162,5 +195,5 @@ def teacher_boundaries(
                 raise BoundaryError(f'{place.name!r} of {type(model).__name__} cannot be a teacher boundary: for one '
                                     f'image it returns {tuple(raw.shape)}, patches folded into the batch, whose places '
                                     f'in the image its shape does not tell. Choose another in `boundaries`.')
-            found.append(Boundary(place.name, None, (layout,), place=place, written=written))
+            found.append(Boundary(place.name, None, (layout,), place=place, written=written or place in modified))
     return found, logits

@@ -119,7 +119,7 @@ def check_tail(student: nn.Module, boundary: Boundary, trace: Trace, input_size:
     for batch in (1, 2, 3):
         features, logits, _ = _run(student, names, tail, torch.randn(batch, *input_size))
         with torch.no_grad():
-            again = tensors(tail(*features))[0]
+            again = tail(*features)
         assert torch.equal(again, logits), f'{boundary.name}, batch {batch}: {(again - logits).abs().max():.2g} off'
 
     own = dict(student.named_parameters(remove_duplicate=False))
@@ -136,7 +136,7 @@ def check_tail(student: nn.Module, boundary: Boundary, trace: Trace, input_size:
     features, logits, rng = _run(student, names, tail, torch.randn(2, *input_size))
     features = [f.clone().requires_grad_() for f in features]
     torch.set_rng_state(rng)
-    again = tensors(tail(*features))[0]
+    again = tail(*features)
     torch.testing.assert_close(again, logits, rtol=1e-4, atol=1e-5 * (1 + logits.abs().max().item()))
     again.square().sum().backward()
     assert all(f.grad is not None for f in features), f'{boundary.name}: no gradient into a feature'
@@ -153,7 +153,7 @@ def _run(student: nn.Module, names: tuple[str, ...], tail: Tail, images: torch.T
         rng.append(torch.get_rng_state())
 
     with torch.no_grad(), hooked(student, capture, names):
-        logits = tensors(student(images))[0]
+        logits = logits_of(student, student(images))
     return [got[name][i] for name, i in tail.features], logits, rng[-1]
 
 
@@ -168,7 +168,7 @@ def _reached(student: nn.Module, boundary: Boundary, tail: Tail, input_size: Siz
     parameters = list(student.parameters())
     assert boundary.cut is not None
     with hooked(student, detach, boundary.cut.modules):
-        logits = tensors(student(images))[0]
+        logits = logits_of(student, student(images))
     grads = torch.autograd.grad(logits.square().sum(), [images, *parameters], allow_unused=True)
     assert grads[0] is None, f'{boundary.name}: the image reaches the logits around the boundary'
     return {id(p) for p, g in zip(parameters, grads[1:], strict=True) if g is not None}

@@ -297,7 +297,7 @@ REFUSED = {
     'bad kwargs': (lambda: sf_teacher.wrap('test_resnet', 'test_resnet', teacher_kwargs={'depth': 3}),
                    "could not build the teacher 'test_resnet' with .*depth"),
     'kwargs for a module': (lambda: sf_teacher.wrap(net(), 'test_resnet', pretrained=True), 'given by name'),
-    'missing folder': (lambda: sf_teacher.wrap('local-dir:/nowhere', 'test_resnet'), 'could not build the teacher'),
+    'missing folder': (lambda: sf_teacher.wrap('local-dir:/nowhere', 'test_resnet'), 'config.json cannot be read'),
     'input size': (lambda: sf_teacher.wrap(net(), net(), input_size=(32, 32)), r'three integers > 0; got \(32, 32\)'),
     'not a model': (lambda: sf_teacher.wrap(3, 'test_resnet'),
                     'teacher must be a torch.nn.Module, or, for sf_teacher.wrap, a timm name; not int'),

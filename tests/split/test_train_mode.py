@@ -1,0 +1,190 @@
+"""Models that do something else in train mode, or for other images: what is known is used, the rest is refused."""
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
+
+import sf_teacher
+from sf_teacher import BoundaryError, SFTeacherError
+from sf_teacher.checks import logits_of
+from sf_teacher.split.split_points import student_boundaries
+from sf_teacher.split.teacher_taps import forward_with_maps, teacher_boundaries
+from sf_teacher.split.value_reads import value_reads
+from tests.split.family_checks import check_step, check_tail, unchanged
+from tests.split.test_modules import Plain, net
+
+SIZE = (3, 32, 32)
+
+
+def distilled(name, **kwargs):
+    model = net(name, **kwargs)
+    model.set_distilled_training(True)
+    return model
+
+
+def googlenet():
+    return torchvision.models.googlenet(num_classes=10, init_weights=False)
+
+
+@pytest.mark.parametrize('build,size,boundaries', [
+    (lambda: distilled('deit_tiny_distilled_patch16_224', depth=3, img_size=32), SIZE, None),
+    (lambda: distilled('levit_128s'), (3, 224, 224), None),
+    (googlenet, (3, 64, 64), ['inception3b', 'inception4a']),
+], ids=['deit', 'levit', 'googlenet'])
+def test_several_heads_in_train_mode(build, size, boundaries):
+    pairs = [[('layer2', b) for b in boundaries], [(b, 'layer2') for b in boundaries]] if boundaries else [None, None]
+    as_student, as_teacher, teacher, student = build(), build(), net(), net()
+    with unchanged(as_student, as_teacher):
+        tasks = [sf_teacher.wrap(teacher, as_student, boundaries=pairs[0], input_size=size),
+                 sf_teacher.wrap(as_teacher, student, boundaries=pairs[1], input_size=size)]
+    for task in tasks:
+        images, labels = torch.randn(2, *size), torch.tensor([1, 2])
+        losses = task.train()(images, labels)
+        assert {z.shape for z in (losses['output'], *losses['branch_output'].values())} == {(2, 10)}
+        losses['loss'].backward()
+        assert all(p.grad is not None for p in task.branches.parameters())
+    found, trace = student_boundaries(as_student, size, boundaries)
+    for boundary in found[:1]:
+        check_tail(as_student, boundary, trace, size)
+
+
+def test_the_logits_of_two_distilled_heads_are_their_mean():
+    model = distilled('deit_tiny_distilled_patch16_224', depth=1, img_size=32)
+    with torch.no_grad():
+        nn.init.normal_(model.head.weight), nn.init.normal_(model.head_dist.weight)
+        x = torch.randn(2, *SIZE)
+        pair = model.train()(x)
+        assert isinstance(pair, tuple) and torch.equal(logits_of(model, pair), model.eval()(x))
+
+
+class OnlyInTraining(Plain):
+    """In train mode it returns something else, as `returned` says."""
+    returned = staticmethod(lambda logits: (logits, logits))
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return self.returned(logits) if self.training else logits
+
+
+@pytest.mark.parametrize('returned,found', [
+    (lambda z: (z, z), 'tuple'), (lambda z: {'out': z, 'aux': z}, 'dict'), (lambda z: [z, z], 'list'),
+    (lambda z: z[:, 0], r'\(2,\)')])
+def test_an_unknown_output_in_train_mode_is_refused(returned, found):
+    model = OnlyInTraining()
+    model.returned = returned
+    message = rf'OnlyInTraining must return logits \[B, K\], one tensor; it returns {found} in train mode'
+    with pytest.raises(SFTeacherError, match=message):
+        sf_teacher.wrap(model, net(), boundaries=[('second', 'layer1')], input_size=SIZE)
+    with pytest.raises(SFTeacherError, match=message):
+        sf_teacher.wrap(net(), model, boundaries=[('layer1', 'second')], input_size=SIZE)
+
+
+@pytest.mark.parametrize('boundaries', [None, [('blocks.1', 'layer1')]], ids=['features', 'paths'])
+def test_a_teacher_that_drops_tokens_is_refused(boundaries):
+    with pytest.raises(SFTeacherError, match=r'in eval mode and .* in train mode.*patch_drop_rate=0'):
+        sf_teacher.wrap(net('test_vit', patch_drop_rate=0.5), net(), boundaries=boundaries, input_size=(3, 160, 160))
+    task = sf_teacher.wrap(net(), net('test_vit', patch_drop_rate=0.5), input_size=(3, 160, 160))
+    check_step(task, (3, 160, 160))     # a student drops them before the boundary, if at all
+
+
+class DropoutInPlace(Plain):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x):
+        x = self.second(self.relu(self.stem(x)))
+        return self.head(self.drop(x).mean((2, 3)))
+
+
+def test_a_feature_that_is_modified_in_train_mode_only():
+    model = DropoutInPlace()
+    found, _ = teacher_boundaries(model, SIZE, ['second'])
+    x = torch.randn(2, *SIZE)
+    _, (tapped,) = forward_with_maps(model.train(), found, x)
+    assert torch.equal(tapped, model.second(model.relu(model.stem(x))))
+
+
+# What depends on the values of features
+
+class Decides(Plain):
+    """Which head it uses is decided by the feature behind (`late`) or before the boundary ``second``."""
+
+    def __init__(self, late=True, threshold=0.):
+        super().__init__()
+        self.other = nn.Linear(16, 10)
+        self.late, self.threshold = late, threshold
+
+    def forward(self, x):
+        image, x = x, self.second(self.stem(x))
+        head = self.head if (x if self.late else image).mean() > self.threshold else self.other
+        return head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize('late', [True, False])
+def test_a_student_that_decides_on_values_is_noticed(late):
+    student = Decides(late)
+    nn.init.constant_(student.stem.weight, 0.05), nn.init.constant_(student.second.weight, 0.05)
+    with pytest.raises(BoundaryError, match=r"after 'second'.*depends on the values of its features \(test_train_mode"
+                                            r'.py:\d+: head = self.head if'):
+        sf_teacher.wrap(net(), student, boundaries=[('layer1', 'second')], input_size=SIZE)
+
+
+def test_a_decision_that_always_falls_the_same_way_is_reported(caplog):
+    task = sf_teacher.wrap(net(), Decides(threshold=-1e9), boundaries=[('layer1', 'second')], input_size=SIZE)
+    assert 'Decides reads values of its features (test_train_mode.py:' in caplog.text
+    check_step(task, SIZE)
+
+
+def test_values_that_do_not_come_from_the_image_may_be_read():
+    class Positions(Plain):
+        def forward(self, x):
+            steps = torch.linspace(0, 1, 4)
+            return super().forward(x) * (2. if steps.sum() > 0 else 1.) + float(steps[1]) + self.head.bias.sum().item()
+
+    assert value_reads(Positions().eval(), torch.randn(2, *SIZE)) == []
+    assert value_reads(timm.create_model('test_vit').eval(), torch.randn(1, 3, 160, 160)) == []
+    read, = value_reads(Decides().eval(), torch.randn(2, *SIZE))
+    assert read.startswith('test_train_mode.py:')
+
+
+def test_a_teacher_that_skips_a_boundary_says_so():
+    class Skips(Plain):
+        def forward(self, x):
+            return super().forward(x) if x.mean() > -1 else self.head(x.flatten(1)[:, :16])
+
+    task = sf_teacher.wrap(Skips(), net(), boundaries=[('second', 'layer1')], input_size=SIZE)
+    with pytest.raises(SFTeacherError, match=r'teacher Skips did not run second in this forward'):
+        task(torch.full((2, *SIZE), -9.), torch.tensor([1, 2]))
+
+
+# Models that cannot be trained
+
+def in_inference_mode(build):
+    with torch.inference_mode():
+        return build()
+
+
+def of_two_tensors():
+    model = net()
+    model.fc.weight = nn.Parameter(TwoTensor(model.fc.weight.data, model.fc.weight.data), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize('build,message', [
+    (lambda: sf_teacher.wrap(in_inference_mode(net), net()), r'built, or is used now, in torch.inference_mode\(\)'),
+    (lambda: sf_teacher.wrap(net(), in_inference_mode(net)), r'student ResNet .* in torch.inference_mode\(\)'),
+    (lambda: in_inference_mode(lambda: sf_teacher.wrap('test_resnet', 'test_resnet')), r'in torch.inference_mode\(\)'),
+    (lambda: sf_teacher.wrap(of_two_tensors(), net()), r'fc.weight is TwoTensor, not a plain tensor \(quantised'),
+    (lambda: sf_teacher.wrap(net(), of_two_tensors()), r'student ResNet .* fc.weight is TwoTensor'),
+    (lambda: sf_teacher.wrap(nn.Sequential(nn.LazyConv2d(3, 3)), net()), r'lazy modules: 0.weight has no shape yet'),
+    (lambda: sf_teacher.wrap('local-dir:\0', 'test_resnet'), r"'local-dir:\\x00' \(given as teacher\) is not the name"),
+    (lambda: sf_teacher.wrap('test_resnet', 'r' * 10 ** 5), r"'r{30,40}\.\.\.r{30,40}' \(given as student\) is not"),
+    (lambda: sf_teacher.wrap(net(), net(), boundaries=['x' * 10 ** 5]), r"no module 'x{30,40}\.\.\.x{30,40}': it has"),
+    (lambda: sf_teacher.wrap(net(), net(), boundaries=['la\0yer']), r"no module 'la\\x00yer': it has"),
+])
+def test_refused_before_anything_is_built(build, message):
+    with pytest.raises(SFTeacherError, match=message):
+        build()
