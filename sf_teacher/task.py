@@ -29,8 +29,9 @@ class StudentFriendlyTask(JointTask):
         students: Student model or models; not needed by methods that make their own branches.
         method: A method's name or config.
         boundaries: Where to attach branches: teacher boundaries (timm feature indices or module paths), or pairs
-            (teacher boundary, student boundary). By default the ends of the stages, paired by relative depth and
-            resolution. With several students they count for each.
+            (teacher boundary, student boundary); ``'layer1:0'`` is the first of several tensors that a module
+            returns, ``'stages.1:NHWC'`` says its layout. By default the ends of the stages, paired by resolution, or by
+            relative depth where a model has only one. With several students they count for each.
         input_size: (C, H, W) of the images; by default the teacher's data config.
         device: As in timm; by default where the teacher is.
         dtype: As in timm; by default the teacher's.

@@ -122,7 +122,7 @@ def _student_branches(
                     f'`boundaries` names {len(chosen)} of the teacher ({", ".join(b.name for b in chosen)}), but '
                     f'student {type(student).__name__} can be cut at {len(found)} only '
                     f'({", ".join(b.name for b in found)}): name fewer, or pairs with module paths of the student')
-        pairs = pair_boundaries(chosen, usable)
+        pairs = pair_boundaries(chosen, usable, every=selection.chosen is not None)
     elif any(isinstance(m, int) for m in modules):
         found, trace = student_boundaries(student, context.input_size)
         pairs = list(zip(chosen, [pick_boundary(found, m, student, 'student') for m in modules], strict=True))

@@ -4,9 +4,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import SFTeacherError
@@ -70,7 +68,7 @@ def select_boundaries(
         chosen.sort(key=lambda b: order.index(id(b)))
         if twice := [a.name for a, b in itertools.pairwise(chosen) if a is b]:
             raise SFTeacherError(f'`boundaries` names {", ".join(twice)} more than once: name each once')
-    return Selection(found, chosen, [modules or None for _ in students], _count(logits, teacher))
+    return Selection(found, chosen, [modules or None for _ in students], logits.shape[-1])
 
 
 def count_classes(model: nn.Module, input_size: Size) -> int:
@@ -79,11 +77,4 @@ def count_classes(model: nn.Module, input_size: Size) -> int:
     Raises:
         SFTeacherError: It does not run on images of this size, or returns something else than logits.
     """
-    return _count(teacher_boundaries(model, input_size, [])[1], model)
-
-
-def _count(logits: Any, teacher: nn.Module) -> int:
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise SFTeacherError(f'teacher {type(teacher).__name__} must return logits [B, K], one tensor; it returns '
-                             f'{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}')
-    return logits.shape[-1]
+    return teacher_boundaries(model, input_size, [])[1].shape[-1]

@@ -43,7 +43,7 @@ def forward_with_maps(
         Logits [B, K] and one map [B, C_i, H_i, W_i] for each boundary.
     """
     if not boundaries:
-        return model(x), []
+        return logits_of(model, model(x)), []
     if all(b.index is not None for b in boundaries):
         indices = [b.index for b in boundaries]
         final, maps = model.forward_intermediates(x, indices=indices, stop_early=False, output_fmt='NCHW')

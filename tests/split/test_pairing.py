@@ -3,6 +3,7 @@ import pytest
 import timm
 import torch
 
+import sf_teacher
 from sf_teacher.split.boundaries import Boundary
 from sf_teacher.split.layouts import Layout
 from sf_teacher.split.pairing import default_boundaries, pair_boundaries
@@ -68,3 +69,11 @@ def test_few_resolutions_and_many(name):
         student = timm.create_model('mobilenetv3_large_100')
     found = [default_boundaries(teacher_boundaries(model.eval(), (3, 224, 224))[0]) for model in (teacher, student)]
     assert (14, 14) in sizes(*found, every=False)
+
+
+def test_wrap_pairs_by_resolution():
+    """By depth, EfficientViT's 4x4 after its first stage would go with EfficientNet's 8x8."""
+    task = sf_teacher.wrap('efficientvit_m0', 'test_resnet', num_classes=10, input_size=(3, 64, 64))
+    assert [(b.source.size, b.student.size) for b in task.branches.branches] == [((4, 4), (4, 4))]
+    named = sf_teacher.wrap('efficientvit_m0', 'test_resnet', num_classes=10, input_size=(3, 64, 64), boundaries=[0, 1])
+    assert len(named.branches.branches) == 2

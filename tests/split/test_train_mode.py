@@ -107,6 +107,14 @@ def test_a_feature_that_is_modified_in_train_mode_only():
     assert torch.equal(tapped, model.second(model.relu(model.stem(x))))
 
 
+def test_heads_are_joined_without_branches_too():
+    method = sf_teacher.SFTN(ce_weight=0., kl_weight=0.)
+    teacher = distilled('deit_tiny_distilled_patch16_224', depth=3, img_size=32)
+    task = sf_teacher.wrap(teacher, net(), method=method, input_size=SIZE)
+    losses = task.train()(torch.randn(2, *SIZE), torch.tensor([1, 2]))
+    assert losses['output'].shape == (2, 10) and not losses['branch_output']
+
+
 # What depends on the values of features
 
 class Decides(Plain):
