@@ -33,7 +33,7 @@ def value_reads(model: nn.Module, images: torch.Tensor) -> list[str] | None:
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in _READS:
                 found.append(_line())
-            return super().__torch_function__(func, types, args, kwargs or {})
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
     try:
         with torch.no_grad():
