@@ -202,6 +202,9 @@ def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[
             safe_serialization=True,
             data_config={key: tuple(facts[key]) for key in ('input_size', 'mean', 'std')},
         )
+        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+        config['model_args'].pop('num_classes', None)   # it is in the configuration twice already, where transformers
+        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding='utf-8')    # reads it, and only there
     else:
         described = ('factory', 'model_args', 'num_classes', 'input_size', 'mean', 'std')
         config = {key: facts[key] for key in described} | provenance
