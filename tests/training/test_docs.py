@@ -2,7 +2,6 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -37,13 +36,3 @@ def test_the_overhead_benchmark_runs(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['loop_overhead.py', *args.split()])
     runpy.run_path(str(ROOT / 'examples/benchmarks/loop_overhead.py'), run_name='__main__')
     assert {'bare_ms_a_step', 'loop_ms_a_step', 'overhead_percent'} <= json.loads(capsys.readouterr().out).keys()
-
-
-def test_the_tour_runs(tmp_path):
-    """As plain Python in a fresh process; needs no Jupyter."""
-    cells = json.loads((ROOT / 'examples/sft_tour.ipynb').read_text())['cells']
-    code = '\n\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code')
-    (tmp_path / 'tour.py').write_text(code)
-    done = subprocess.run([sys.executable, 'tour.py'], cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert 'logits equal: True' in done.stdout and done.stdout.count('student of') == 2
