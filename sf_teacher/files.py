@@ -8,6 +8,8 @@ or folder, whose name carries our mark and the target's name, so that nobody els
 import os
 import re
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,8 +36,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     temporary = _temporary(path, 'tmp')
     made = False
     try:
-        with open(temporary, 'xb') as file:     # x: never opens what exists, be it a link to nowhere
+        with undisturbed():
+            file = open(temporary, 'xb')    # noqa: SIM115 # x: never opens what exists, be it a link to nowhere
             made = True
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -69,8 +73,9 @@ def written_at_once(target: Path, check: Callable[[], object] | None = None) -> 
     try:
         for path in reversed(made):
             path.mkdir(exist_ok=True)
-        temporary.mkdir()
-        own = True
+        with undisturbed():
+            temporary.mkdir()
+            own = True
         yield temporary
         mode = temporary.stat().st_mode & 0o666     # safetensors writes for the owner only
         for path in temporary.iterdir():
@@ -79,17 +84,40 @@ def written_at_once(target: Path, check: Callable[[], object] | None = None) -> 
         _sync(temporary)
         if check is not None:
             check()
-        _move(temporary, target)
-        _sync(target.parent)
+        with undisturbed():
+            _move(temporary, target)
+            _sync(target.parent)
     except BaseException as error:
-        if own:
-            shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()
+        with undisturbed():
+            if own:
+                shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
         if isinstance(error, _FAILURES):
             raise SFTeacherError(f'cannot write {target}: {error}') from error
         raise
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block, which must be short."""
+    if threading.current_thread() is not threading.main_thread():   # only there handlers can be set, and run
+        yield
+        return
+    came: list[int] = []
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for signum, handler in before.items():
+            if callable(handler) or handler is signal.SIG_DFL:
+                signal.signal(signum, lambda number, _: came.append(number))
+        yield
+    finally:
+        for signum, handler in before.items():
+            if callable(handler) or handler is signal.SIG_DFL:
+                signal.signal(signum, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:

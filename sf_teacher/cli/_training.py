@@ -23,7 +23,7 @@ def add_run(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:
 def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> Path | None:
     """Plan or run; the exported folder, on the first process."""
     from ..training.dry_run import describe
-    from ..training.interruption import Interrupted
+    from ..training.signals import Interrupted
 
     rank, processes = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     logging.basicConfig(format='%(message)s', level=logging.INFO if rank == 0 else logging.ERROR)
@@ -35,7 +35,9 @@ def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> 
     try:
         rows, folder = run(config)
     except Interrupted as stop:
-        if rank == 0:
+        if rank == 0 and not (Path(config.output) / 'config.yaml').exists():
+            print(f'sf-teacher: {stop}', file=sys.stderr)
+        elif rank == 0:
             again = ['sf-teacher'] if processes == 1 else ['torchrun', f'--nproc_per_node={processes}', '-m',
                                                           'sf_teacher']
             again += [args.command, '--config', str(Path(config.output) / 'config.yaml'), '--resume']

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..errors import SettingError, SFTeacherError
+from ..training.signals import Interrupted, signals
 from ..validation import like_it
 from ..version import __version__
 
@@ -23,8 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or, with the reason on stderr, 1 if it failed and 2 if it was asked for something that cannot be.
+        0, or, with the reason on stderr, 1 if it failed, 2 if it was asked for something that cannot be, and 130 or 143
+        if Ctrl-C or SIGTERM stopped it.
     """
+    real = argv is None
     argv = sys.argv[1:] if argv is None else list(argv)
     parser, commands = parsers()
     if len(argv) == 0 or (len(argv) == 1 and argv[0] in commands):
@@ -38,12 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands[args.command]
         flags = [flag for action in command._actions for flag in action.option_strings]
         command.error(f'{" ".join(unknown)} is not understood' + like_it(unknown[0], flags))
-    try:
-        args.run(args)
-    except SFTeacherError as error:
-        print(f'sf-teacher: {error}', file=sys.stderr)
-        return MISUSED if isinstance(error, SettingError) else FAILED
-    return 0
+    with signals() as stop:
+        try:
+            args.run(args)
+        except (Exception, Interrupted) as error:
+            if stop.signum:     # an error after a signal follows from it
+                print(f'sf-teacher: {Interrupted(stop.signum, stop.where)}', file=sys.stderr)
+            elif isinstance(error, SFTeacherError):
+                print(f'sf-teacher: {error}', file=sys.stderr)
+                return MISUSED if isinstance(error, SettingError) else FAILED
+            else:
+                raise
+        finally:
+            if stop.signum and real:        # what is left is the interpreter's own end
+                stop.ignore()
+    return 128 + stop.signum if stop.signum else 0
 
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

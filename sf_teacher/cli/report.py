@@ -17,11 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     with settings(args, ReportRun) as config:
         from ..analysis.report import report, table
-        from ..training.interruption import Interrupted
 
         logging.basicConfig(format='%(message)s', level=logging.INFO)
-        try:
-            print(table(report(config)))
-        except Interrupted as stop:
-            raise SystemExit(128 + stop.signum) from None
+        print(table(report(config)))
         print(f'written: {Path(config.output) / "report.json"} and report.png')

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .components import criterion, evaluate
     from .fitting import fit
-    from .interruption import Interrupted
     from .settings import TrainConfig
+    from .signals import Interrupted
 
 __all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
 
-_MODULES = {'Interrupted': 'interruption', 'TrainConfig': 'settings', 'criterion': 'components',
+_MODULES = {'Interrupted': 'signals', 'TrainConfig': 'settings', 'criterion': 'components',
             'evaluate': 'components', 'fit': 'fitting'}
 
 

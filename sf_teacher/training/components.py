@@ -36,6 +36,7 @@ def evaluate(
         ema: bool = False,
         autocast: Callable[[], Any] = nullcontext,
         channels_last: bool = False,
+        between: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 in percent of the model that the task hands out for evaluation, over all processes."""
     model = eval_model(task, ema).eval()
@@ -45,6 +46,8 @@ def evaluate(
         with autocast():
             output = model(images)
         evaluator.update(output, target)
+        if between is not None:
+            between()
     return dict(evaluator.compute(distributed=dist.is_initialized()))
 
 

@@ -8,9 +8,10 @@ import torch
 from timm.task import TrainingTask
 
 from .components import eval_model
-from .interruption import Stop, World
+from .interruption import World
 from .loop import Loop
 from .planning import Plan
+from .signals import Stop
 
 
 def describe(plan: Plan) -> str:

@@ -1,17 +1,20 @@
 """One loop for teachers and students: any `timm.task.TrainingTask`, resumable bit for bit, on one device or several."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from timm.task import TrainingTask
 
 from ..errors import SFTeacherError
 from .components import check_smoothing, criterion, evaluate
-from .interruption import Interrupted, World, check_batch_norm, signals
+from .interruption import World, check_batch_norm
 from .loop import Loop, Row
 from .run_folder import RunFolder
 from .settings import TrainConfig
+from .signals import Interrupted, Stop, signals
 
 __all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
 
@@ -52,13 +55,30 @@ def fit(
         raise SFTeacherError('the training loader has no batch: fewer images than one batch? Lower batch_size')
     check_batch_norm(task, train_loader)
     check_smoothing(task, config)
-    folder = RunFolder(config.output, config, config.resume, world.rank == 0) if config.output else None
-    try:
-        with signals() as stop:
+    folder: RunFolder | None = None
+    with signals() as stop, _loading_processes(stop):
+        try:
+            if config.output:
+                folder = RunFolder(config.output, config, config.resume, world.rank == 0)
             loop = Loop(task, train_loader, eval_loader, config, world, folder, stop)
             if folder is not None:
                 folder.start(config)
             return loop.run(on_epoch)
-    finally:
-        if folder is not None:
-            folder.close()
+        finally:
+            stop.patience = 0.
+            if folder is not None:
+                folder.close()
+
+
+@contextmanager
+def _loading_processes(stop: Stop) -> Iterator[None]:
+    """Tell a signal that reached the loading processes first from one of them that died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        time.sleep(0.5)     # the signal may be on its way here too
+        stop.check()
+        raise SFTeacherError(f'a loading process died ({str(error).splitlines()[0]}): if it was short of memory, give '
+                             f'fewer workers or smaller batches') from error

@@ -2,12 +2,7 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,6 +11,7 @@ from timm.task import TrainingTask
 from torch import nn
 
 from ..errors import SFTeacherError
+from .signals import Stop
 
 
 @dataclass
@@ -28,40 +24,6 @@ class World:
     def current(cls) -> World:
         """As torch.distributed was initialised."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM stopped a run; what it needs to continue has been saved."""
-
-    def __init__(self, signum: int, epoch: int) -> None:
-        super().__init__(f'stopped by {signal.Signals(signum).name} in epoch {epoch + 1}; {epoch} complete epochs are '
-                         f'saved')
-        self.signum = signum
-
-
-class Stop:
-    """The signal that asked for an end, 0 for none."""
-    signum = 0
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:
-            raise KeyboardInterrupt     # asked twice: now
-        self.signum = signum
-
-
-@contextmanager
-def signals() -> Iterator[Stop]:
-    """Let Ctrl-C and SIGTERM be seen at the next step instead of anywhere."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():      # only the main thread may handle signals
-        yield stop
-        return
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 class Guard:
@@ -95,7 +57,16 @@ class Guard:
             raise SFTeacherError(f'the loss is not finite in epoch {epoch + 1}, batch {batch + 1}: {where}. '
                                  + self._advice(epoch))
         if signum:
-            raise Interrupted(signum, epoch)
+            self.stop.signum = signum       # perhaps another process's
+            self.stop.check()
+
+    def check_between(self, device: torch.device) -> None:
+        """The same for a signal that came between two epochs."""
+        if self.world.size > 1:
+            flag = torch.tensor(self.stop.signum, device=device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            self.stop.signum = int(flag)
+        self.stop.check()
 
     def check_weights(self, epoch: int, module: nn.Module) -> None:
         """Never save weights that are not finite: a loss that was finite may have made them so in the last step."""

@@ -18,13 +18,15 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
 
 from ..errors import SFTeacherError
+from ..files import undisturbed
 from ..joint_task import JointTask
 from .checkpoint import random_state, set_random_state
 from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
-from .interruption import Guard, Stop, World
+from .interruption import Guard, World
 from .progress import Average, Progress, summary_line, watched
 from .run_folder import RunFolder
 from .settings import TrainConfig
+from .signals import PATIENCE, Stop
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Loop:
             stop: Stop,
     ) -> None:
         self.task, self.config, self.world, self.folder = task, config, world, folder
-        self.guard = Guard(world, stop, config.output)
+        self.guard, self.stop = Guard(world, stop, config.output), stop
         self.train_loader, self.eval_loader, self.device = train_loader, eval_loader, task.device
         self.rows: list[Row] = []
         self.start, self.best = 0, None     # type: tuple[int, Row | None]
@@ -90,7 +92,10 @@ class Loop:
         writer = self._tensorboard()
         if not self.rows:
             self._save(0)       # finds a full disk before the first step; any moment from now on can be resumed
+        self.stop.patience = PATIENCE if self.world.size == 1 else math.inf
         for epoch in range(self.start, self.epochs):
+            self.stop.where = f'in epoch {epoch + 1}; {epoch} complete epochs are saved'
+            self.guard.check_between(self.device)
             row = self._epoch(epoch, progress)
             self.rows.append(row)
             if self.scheduler is not None:
@@ -104,6 +109,8 @@ class Loop:
                 writer.flush()
             if on_epoch is not None and self.world.rank == 0:
                 on_epoch(row)
+        self.stop.where = f'after the last epoch; {self.epochs} complete epochs are saved'
+        self.guard.check_between(self.device)
         return self.rows
 
     def _epoch(self, epoch: int, progress: Progress | None) -> Row:
@@ -125,7 +132,7 @@ class Loop:
         row: Row = {'epoch': epoch, **{f'train_{k}': v for k, v in train.items()}}
         if self.eval_loader is not None:
             metrics = evaluate(self.task, self.eval_loader, self.config.model_ema, self.autocast,
-                               self.config.channels_last)
+                               self.config.channels_last, self.stop.check if self.world.size == 1 else None)
             row |= {f'eval_{k}': v for k, v in metrics.items()}
             if self.best is None or row['eval_top1'] > self.best['eval_top1']:
                 self.best = {'epoch': epoch, 'eval_top1': row['eval_top1']}
@@ -189,7 +196,9 @@ class Loop:
         if self.world.size > 1:
             rng = [{} for _ in range(self.world.size)]
             dist.all_gather_object(rng, random_state(self.device))
-        if self.world.rank == 0:
+        if self.world.rank != 0:
+            return
+        with undisturbed():
             state = {
                 'epoch': epoch, 'optimizer': self.optimizer.state_dict(), 'rng': rng, 'rows': self.rows,
                 'best': self.best, **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True)}

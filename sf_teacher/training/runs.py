@@ -16,6 +16,7 @@ from .interruption import World
 from .loop import Row
 from .planning import Plan, plan_student, plan_teacher
 from .settings import StudentRun, TeacherRun
+from .signals import signals
 
 TEACHER, STUDENT = 'teacher', 'student'
 _OF_A_RUN = ('students', 'teacher', 'data', 'seed', 'epochs', 'settings')   # of what export notes
@@ -81,12 +82,22 @@ def _check_own(plan: Plan, name: str) -> None:
 def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
     config = plan.config
     _check_own(plan, name)
-    rows = fit(plan.task, plan.train_loader, plan.eval_loader, config)
-    if World.current().rank != 0:
-        return rows, None
-    metrics = {k: v for k, v in rows[-1].items() if k.startswith(('train_', 'eval_')) and '/' not in k}
-    model = eval_model(plan.task, config.model_ema)
-    folder = export(
-        model, Path(config.output) / name, **{k: plan.data_config[k] for k in ('input_size', 'mean', 'std')},
-        metadata=plan.metadata | {'metrics': metrics}, overwrite=True)
+    with signals() as stop:
+        rows = fit(plan.task, plan.train_loader, plan.eval_loader, config)
+        if World.current().rank != 0:
+            return rows, None
+        stop.where = f'before the {name} was exported; {len(rows)} complete epochs are saved'
+        try:
+            folder = _export(plan, name, rows)
+        except SFTeacherError:
+            stop.check()        # the signal reached the process that verifies first
+            raise
     return rows, folder
+
+
+def _export(plan: Plan, name: str, rows: list[Row]) -> Path:
+    model = eval_model(plan.task, plan.config.model_ema)
+    metrics = {k: v for k, v in rows[-1].items() if k.startswith(('train_', 'eval_')) and '/' not in k}
+    return export(
+        model, Path(plan.config.output) / name, **{k: plan.data_config[k] for k in ('input_size', 'mean', 'std')},
+        metadata=plan.metadata | {'metrics': metrics}, overwrite=True)
