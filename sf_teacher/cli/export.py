@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--std', type=float, nargs='+', metavar='S', help='and divided by')
     parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON',
                         help='for timm.create_model or the factory')
+    parser.add_argument('--class-names', nargs='+', metavar='NAME',
+                        help='in the order of the logits; distillation compares them with the data')
     parser.add_argument('--metadata', type=_json_object, default={}, metavar='JSON', help='for the model card')
     parser.add_argument('--overwrite', action='store_true', help='replace an earlier export')
     parser.add_argument(
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
         input_size=args.input_size,
         mean=args.mean,
         std=args.std,
+        class_names=args.class_names,
         metadata=args.metadata,
         overwrite=args.overwrite,
         format=args.format,

@@ -39,6 +39,7 @@ def export(
         std: Sequence[float] | float | None = None,
         model_args: Mapping[str, Any] | None = None,
         factory: str | Callable[..., nn.Module] | None = None,
+        class_names: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         format: str = 'timm',
@@ -65,6 +66,8 @@ def export(
             has recorded.
         factory: "package.module:function", or that function, for a teacher that timm cannot build by name. The folder
             then holds no timm model, only `teacher.pth` and what describes and verifies it.
+        class_names: Names of the classes in the order of the logits, by which whoever distils from the teacher can tell
+            that the data has the same; by default those that the model's configuration holds, if it does.
         metadata: What was trained and how, for the model card and `config.json`: "method", "students", "data", "seed",
             "metrics", "description" and whatever else. Primitives, dataclasses and paths.
         overwrite: Replace an earlier export at `folder`, once the new one has been verified.
@@ -96,11 +99,14 @@ def export(
         normalise.check_factory_arguments(args)
     data_config = normalise.data_config(teacher, input_size, mean, std)
     inputs, logits = normalise.probe(teacher, data_config['input_size'])
+    names = normalise.class_names_of(teacher) if class_names is None \
+        else normalise.check_class_names(class_names, logits.shape[1])
     facts: dict[str, Any] = {
         'arch': arch,
         'factory': factory,
         'model_args': args,
         'num_classes': logits.shape[1],
+        'class_names': names,
         **data_config,
         'sf_teacher_version': __version__,
         'versions': versions(),
@@ -192,23 +198,27 @@ def export_branch(
 
 def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[str, Any]) -> None:
     """Configuration and weights."""
-    provenance = {'sf_teacher': {'version': facts['sf_teacher_version'], 'versions': facts['versions'], **notes}}
+    described = {'sf_teacher': {'version': facts['sf_teacher_version'], 'versions': facts['versions'], **notes}}
+    if facts['class_names'] is not None:    # as timm and transformers call them
+        described['label_names'] = facts['class_names']
     if facts['arch'] is not None:
         timm.models.save_for_hf(
             teacher,
             str(folder),
-            model_config=provenance,
+            model_config=described,
             model_args=facts['model_args'],
             safe_serialization=True,
             data_config={key: tuple(facts[key]) for key in ('input_size', 'mean', 'std')},
         )
         config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
-        config['model_args'].pop('num_classes', None)   # it is in the configuration twice already, where transformers
-        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding='utf-8')    # reads it, and only there
+        config['model_args'].pop('num_classes', None)   # transformers takes the one beside it, and no second one
+        if 'label_names' in config['pretrained_cfg']:   # of the weights that training started from
+            for key in ('label_names', 'label_descriptions'):
+                config['pretrained_cfg'].pop(key, None)
     else:
-        described = ('factory', 'model_args', 'num_classes', 'input_size', 'mean', 'std')
-        config = {key: facts[key] for key in described} | provenance
-        (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding='utf-8')
+        config = {key: facts[key] for key in ('factory', 'model_args', 'num_classes', 'input_size', 'mean', 'std')}
+        config |= described
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding='utf-8')
     torch.save({'model': teacher.state_dict(), **facts}, folder / TEACHER)
 
 

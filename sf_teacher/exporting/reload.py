@@ -190,6 +190,7 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
     config = timm.data.resolve_model_data_config(model) if facts['arch'] else {}
     return {
         **{key: facts[key] for key in ('arch', 'factory', 'num_classes', 'input_size', 'mean', 'std')},
+        'class_names': facts.get('class_names'),
         **{key: config.get(key) for key in ('interpolation', 'crop_pct')},
         'bit_equal': bit_equal,
         'unchecked': unchecked,

@@ -10,11 +10,14 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 from torch import nn
 
 from ..errors import SFTeacherError
+from ..exporting.normalise import class_names_of
 from ..exporting.verify import check_folder
+
+__all__ = ['check_forward', 'class_names_of', 'init_device', 'load_teacher']
 
 
 def load_teacher(folder: str) -> nn.Module:
-    """An exported teacher, in eval mode and frozen.
+    """An exported teacher, in eval mode and frozen; `class_names_of(teacher)` says how its classes are called.
 
     Args:
         folder: The exported folder, ``local-dir:`` before it or not, or the folder of the run that exported it.
