@@ -1,10 +1,11 @@
 """From names to a task: the one line."""
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session
 from torch import nn
 
 from .checks import check_model, check_size, shown
@@ -15,6 +16,7 @@ from .methods.base import Method
 from .split.boundaries import Size, default_input_size
 from .split.selection import Boundaries
 from .task import StudentFriendlyTask
+from .validation import like_it
 
 
 def wrap(
@@ -102,10 +104,9 @@ def create_model(
         raise SFTeacherError(f'{shown(name)} (given as {role}) is not the name of a model or a folder: it is longer '
                              f'than 1000 characters or has characters that cannot be printed')
     if ':' not in name and not timm.is_model(name):
-        close = difflib.get_close_matches(name.split('.')[0], timm.list_models(), 3, cutoff=0.5)
-        raise SFTeacherError(f'timm has no model {shown(name)} (given as {role})'
-                             + (f'; close names: {", ".join(close)}' if close else '')
-                             + ". timm.list_models('*resnet*') lists what there is.")
+        close = like_it(name.split('.')[0], timm.list_models(), cutoff=0.5)
+        raise SFTeacherError(f'timm has no model {shown(name)} (given as {role}){close}. '
+                             "timm.list_models('*resnet*') lists what there is.")
     if name.lower().startswith(LOCAL):
         check_folder(name)
     kwargs = dict(kwargs) if num_classes is None else {'num_classes': num_classes, **kwargs}
@@ -113,6 +114,8 @@ def create_model(
         kwargs['pretrained'] = ':' in name      # random weights under the name of a folder are what nobody wants
     if input_size is not None and input_size[0] != 3:
         kwargs.setdefault('in_chans', input_size[0])
+    if kwargs['pretrained'] and not name.lower().startswith(LOCAL):
+        _check_download(name, role)
     try:
         if input_size is not None and 'img_size' not in kwargs and ':' not in name:
             cfg = timm.get_pretrained_cfg(name)
@@ -121,3 +124,18 @@ def create_model(
         return timm.create_model(name, **kwargs)
     except Exception as error:
         raise SFTeacherError(f'timm could not build the {role} {name!r} with {kwargs}: {error}') from error
+
+
+def _check_download(name: str, role: str) -> None:
+    """Notice within seconds that pretrained weights cannot be had; the hub's client tries for a minute."""
+    cfg = None if ':' in name else timm.get_pretrained_cfg(name)
+    repository = name.partition(':')[2].partition('@')[0] if cfg is None else cfg.hf_hub_id
+    source = constants.ENDPOINT if cfg is None or repository else str(cfg.url)
+    try:
+        if not repository or not isinstance(try_to_load_from_cache(repository, 'model.safetensors'), str):
+            get_session().head(source, timeout=5)
+    except Exception as error:      # of whichever library the hub's client uses
+        raise SFTeacherError(
+            f'the pretrained weights of {name!r} (given as {role}) cannot be downloaded, as {source} is not reached '
+            f'({type(error).__name__}: {error}): train without them, or give local-dir:FOLDER, a timm model on disk'
+        ) from error

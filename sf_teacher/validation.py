@@ -97,13 +97,15 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
     return cls(**values)
 
 
-def like_it(name: Any, known: Iterable[str], otherwise: str = '') -> str:
+def like_it(name: Any, known: Iterable[str], otherwise: str | None = None, cutoff: float = 0.6) -> str:
     """The end of a message about an unknown name: those like it, or else `otherwise`, or all where they are few."""
     known = list(known)
-    close = difflib.get_close_matches(str(name).lower(), known, 3)
+    close = difflib.get_close_matches(str(name).lower(), known, 3, cutoff)
     if close:
         return f'; like it: {", ".join(close)}'
-    return otherwise or (f'; there are {", ".join(known)}' if len(known) <= 20 else '')
+    if otherwise is not None:
+        return otherwise
+    return f'; there are {", ".join(known)}' if len(known) <= 20 else ''
 
 
 # How the user wrote the settings
@@ -195,7 +197,7 @@ def _problem(cls: type, f: Any, hint: Any, value: Any, error: Any) -> str:
         allowed += f' and <= {LARGEST}'
     text = f'{spelling.subject(cls, f.name, value)} must be {allowed}' + (spelling.nothing if [hint] != kinds else '')
     if f.metadata.get('choices') and isinstance(value, str):
-        return text + like_it(value, f.metadata['choices'], ' ').rstrip()
+        return text + like_it(value, f.metadata['choices'], '')
     right: Any = None       # the value in the right type
     if get_origin(kinds[0]) is tuple and isinstance(value, str | int | float):
         right = [value]

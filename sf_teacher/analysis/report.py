@@ -13,7 +13,7 @@ from timm.utils import unwrap_model
 from timm.utils.distributed import is_distributed_env
 from torch import nn
 
-from ..errors import SFTeacherError
+from ..errors import SettingError, SFTeacherError
 from ..split.pairing import default_boundaries, pair_boundaries
 from ..split.teacher_taps import teacher_boundaries
 from ..training.components import eval_model
@@ -23,6 +23,7 @@ from ..training.loading import load_teacher
 from ..training.planning import KD_SETTINGS, Plan, plan_student
 from ..training.run_folder import write_atomically
 from ..training.settings import ReportRun, StudentRun
+from ..validation import setting
 from .similarity import Seen, calibration_error, divergence, entropy, interval, linear_cka, see
 
 _logger = logging.getLogger(__name__)
@@ -45,9 +46,9 @@ def report(config: ReportRun) -> dict[str, Any]:
     """
     folders = list(dict.fromkeys([*([config.baseline] if config.baseline else []), *config.teachers]))
     if not folders:
-        raise SFTeacherError('no teacher: give the exported folder of at least one, and a standard one as baseline')
+        raise SettingError('no teacher: give the exported folder of at least one, and a standard one as baseline')
     if not config.output:
-        raise SFTeacherError('no output: give the folder for report.json and report.png')
+        raise SettingError(f'no {setting("output")}: give the folder for report.json and report.png')
     if config.teacher:
         raise SFTeacherError(f'teacher={config.teacher!r} is a setting of distill: give the teachers of a report as '
                              f'`teachers` (without a flag on the command line)')
@@ -58,11 +59,11 @@ def report(config: ReportRun) -> dict[str, Any]:
     sizes = [resolve_data_config({}, model=load_teacher(folder))['input_size'] for folder in folders]
     if config.input_size is None and len({tuple(size) for size in sizes}) > 1:
         raise SFTeacherError(f'the teachers were exported for images of {" and ".join(map(str, sizes))}: their '
-                             f'students would not be comparable; give input_size, one for all')
+                             f'students would not be comparable; give {setting("input_size")}, one for all')
     try:
         Path(config.output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SFTeacherError(f'cannot write to output={config.output!r}: {error}') from error
+        raise SFTeacherError(f'cannot write to {setting("output", config.output)}: {error}') from error
     common = {f.name: getattr(config, f.name) for f in fields(StudentRun)}
     pilot = StudentRun(**{**common, 'output': '', 'resume': False})
     data = load_data(pilot, pilot.seed, (pilot.input_size or sizes[0])[0])

@@ -3,7 +3,6 @@
 `torchvision_names.py` beside this file is written by ``python -m sf_teacher.exporting.torchvision_format``.
 """
 import argparse
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torchvision
 from torch import nn
 
 from ..errors import SFTeacherError
+from ..validation import like_it
 
 TOLERANCE = 1e-5    # of the largest logit: the two compute the same, possibly in another order
 NAMES = Path(__file__).with_name('torchvision_names.py')
@@ -67,9 +67,7 @@ def to_torchvision(arch: str, state: State, inputs: torch.Tensor, logits: torch.
         SFTeacherError: torchvision has no such model, or it is another one.
     """
     if arch not in torchvision.models.list_models():
-        close = difflib.get_close_matches(arch, shared_names(), 3)
-        raise _refused(arch, 'torchvision has no model of this name'
-                             + (f' (it shares {", ".join(close)} with timm)' if close else ''))
+        raise _refused(arch, f'torchvision has no model of this name{like_it(arch, shared_names())}')
     with torch.device('meta'):
         model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=logits.shape[1]).eval()
     wanted = model.state_dict()

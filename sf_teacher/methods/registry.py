@@ -110,7 +110,7 @@ def get_method(method: str | Method, phase: str = 'teacher') -> Method:
         return method
     if not isinstance(method, str) or method.lower() not in METHODS or METHODS[method.lower()].phase != phase:
         known = METHODS.of_phase(phase)
-        raise SettingError(f'unknown method {method!r}{like_it(method, known, " ").rstrip()}: give one of '
+        raise SettingError(f'unknown method {method!r}{like_it(method, known, "")}: give one of '
                            f'{", ".join(map(repr, known))} or a config such as {METHODS[known[0]].__name__}()')
     return METHODS[method.lower()]()
 

@@ -62,7 +62,7 @@ def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Opt
         raise SettingError(f'timm has no optimizer {config.opt!r}{close} ({error})') from error
     except (AssertionError, ImportError, RuntimeError) as error:
         raise SFTeacherError(f'optimizer {config.opt!r} cannot be used here ({type(error).__name__}: {error}): choose '
-                             f'another') from error
+                             f'another {setting("opt")}') from error
     if groups is not None and config.sched != 'none':
         for group in optimizer.param_groups:    # timm's schedules scale warmup_lr and min_lr by this too
             group['lr_scale'], group['lr'] = group['lr'] / config.lr, config.lr
@@ -86,7 +86,7 @@ def check_smoothing(task: TrainingTask, config: TrainConfig) -> None:
     loss = getattr(task, 'criterion', None)
     found = [getattr(loss, name, None) for name in ('smoothing', 'label_smoothing')]
     if config.smoothing and not config.mixes and config.smoothing not in found:
-        raise SFTeacherError(f'smoothing={config.smoothing:g} has no effect, as the loss of the task '
+        raise SFTeacherError(f'{setting("smoothing", config.smoothing)} has no effect, as the loss of the task '
                              f'({type(loss).__name__}) does not smooth by it: set task.criterion = '
                              f'sf_teacher.training.criterion(config) or leave it at 0')
 

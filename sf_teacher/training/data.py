@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset, IterableDataset
 
-from ..errors import SFTeacherError
+from ..errors import SettingError, SFTeacherError
+from ..validation import setting
 from .in_memory import InMemoryLoader, load_images
 from .settings import DataConfig, TrainConfig
 
@@ -29,8 +30,8 @@ class DigitsDataset(Dataset[Any]):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise SFTeacherError("data='digits' comes with scikit-learn, which is not installed: pip install "
-                                 "scikit-learn, or give a folder") from error
+            raise SFTeacherError(f'{setting("data", "digits")} comes with scikit-learn, which is not installed: pip '
+                                 f'install scikit-learn, or give a folder') from error
         digits = load_digits()
         keep = (np.arange(len(digits.target)) % 5 != 0) == is_training
         self.images = (digits.images[keep] * 255 / 16).round().astype(np.uint8)
@@ -60,8 +61,8 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
         SFTeacherError: They are missing, empty, the same, or their labels fit neither each other nor `num_classes`.
     """
     if not config.data and not config.dataset:
-        raise SFTeacherError("no data: give data='digits', a folder with train and validation in it, or dataset=, e.g. "
-                             'torch/cifar100')
+        raise SettingError(f'no data: give {setting("data", "digits")}, a folder with train and validation in it, or '
+                           f'{setting("dataset", "torch/cifar100")}')
     train, validation = (_open(config, is_training, seed, channels) for is_training in (True, False))
     names = [class_names(d) for d in (train, validation)]
     if names[0] and names[1] and names[0] != names[1]:
@@ -69,7 +70,7 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
         raise SFTeacherError(
             f'the classes of {config.train_split} ({len(names[0])}) and {config.val_split} ({len(names[1])}) differ, '
             f'e.g. in {", ".join(differ[:3]) or "their order"}: labels would not mean the same. Add what is missing, '
-            f'or give class_map, a file with one class name a line')
+            f'or give {setting("class_map")}, a file with one class name a line')
     found = [targets(d) for d in (train, validation)]
     if isinstance(names[0], dict) and names[0]:
         known = max(names[0].values()) + 1      # several names may mean one class
@@ -77,7 +78,8 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
         known = len(names[0]) or max((int(t.max()) + 1 for t in found if t is not None), default=0)
     num_classes = config.num_classes or known
     if not num_classes:
-        raise SFTeacherError(f'the number of classes of {config.dataset} is not known in advance: give num_classes')
+        raise SettingError(f'the number of classes of {config.dataset} is not known in advance: give '
+                           f'{setting("num_classes")}')
     if num_classes < 2:
         raise SFTeacherError(f'{config.data or config.dataset} holds one class ({_listed(names[0])}): give images of '
                              f'at least 2, with a folder for each in {config.train_split} and {config.val_split}')
@@ -86,7 +88,7 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
             continue
         if labels.min() < 0 or labels.max() >= num_classes:
             raise SFTeacherError(f'{split} has labels {labels.min()}..{labels.max()}, which do not fit '
-                                 f'num_classes={num_classes}: they must lie in 0..{num_classes - 1}')
+                                 f'{setting("num_classes", num_classes)}: they must lie in 0..{num_classes - 1}')
         absent = num_classes - len(np.unique(labels))
         if absent:
             _logger.warning('%d of %d classes have no image in %s', absent, num_classes, split)
@@ -132,7 +134,7 @@ def create_loaders(
                                                     strict=True):
             if isinstance(dataset, IterableDataset):
                 raise SFTeacherError(f'{config.dataset} is read as a stream and cannot be kept in memory: leave out '
-                                     f'in_memory')
+                                     f'{setting("in_memory")}')
             key = is_training, tuple(data_config['input_size']), data_config['interpolation']
             if key not in data.decoded:
                 data.decoded[key] = load_images(dataset, data_config['input_size'], data_config['interpolation'])
@@ -224,7 +226,8 @@ def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> An
         other = _find(Path(config.data), config.val_split if is_training else config.train_split)
         root = str(_find(Path(config.data), split))
         if Path(root).resolve() == other.resolve():
-            raise SFTeacherError(f'training and validation would both read {root}: give another val_split')
+            raise SFTeacherError(f'training and validation would both read {root}: give another '
+                                 f'{setting("val_split")}')
     try:
         dataset = create_dataset(
             config.dataset, root=root, split=split, search_split=bool(config.dataset),
@@ -243,14 +246,16 @@ def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> An
 def _find(root: Path, split: str) -> Path:
     """The folder or tar of a split. timm would quietly read the whole of `root` where there is none."""
     if not root.is_dir():
-        raise SFTeacherError(f'data={str(root)!r} is no folder: give the folder that holds the splits, as folders or '
-                             f'as .tar files (they need not be named {split}: see train_split and val_split)')
+        raise SFTeacherError(f'{setting("data", str(root))} is no folder: give the folder that holds the splits, as '
+                             f'folders or as .tar files (they need not be named {split}: see '
+                             f'{setting("train_split")} and {setting("val_split")})')
     for name in (split, *_SYNONYMS.get(split, ())):
         for path in (root / name, root / f'{name}.tar'):
             if path.exists():
                 return path
     raise SFTeacherError(f'there is no {split} in {root}, neither a folder nor a .tar; there are: '
-                         f'{_listed(p.name for p in root.iterdir())}. Name yours with train_split and val_split')
+                         f'{_listed(p.name for p in root.iterdir())}. Name yours with '
+                         f'{setting("train_split")} and {setting("val_split")}')
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -262,7 +267,8 @@ def _check_batches(count: int, batch_size: int, world_size: int, mixes: bool) ->
     if count < batch_size * world_size:
         ranks = f' on each of {world_size} processes' if world_size > 1 else ''
         raise SFTeacherError(f'{count} training images are fewer than one batch of {batch_size}{ranks}: choose a '
-                             f'batch_size of at most {max(count // world_size, 1)}'
+                             f'{setting("batch_size")} of at most {max(count // world_size, 1)}'
                              + (f', and fewer than {world_size} processes' if count < world_size else ''))
     if mixes and batch_size % 2:
-        raise SFTeacherError(f'mixup and cutmix pair the images of a batch: batch_size={batch_size} must be even')
+        raise SFTeacherError(f'mixup and cutmix pair the images of a batch: '
+                             f'{setting("batch_size", batch_size)} must be even')

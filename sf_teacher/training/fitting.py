@@ -9,6 +9,7 @@ from typing import Any
 from timm.task import TrainingTask
 
 from ..errors import SFTeacherError
+from ..validation import setting
 from .components import check_smoothing, criterion, evaluate
 from .interruption import World, check_batch_norm
 from .loop import Loop, Row
@@ -52,7 +53,8 @@ def fit(
     """
     world = World.current()
     if not len(train_loader):   # type: ignore[arg-type]
-        raise SFTeacherError('the training loader has no batch: fewer images than one batch? Lower batch_size')
+        raise SFTeacherError(f'the training loader has no batch: fewer images than one batch? Lower '
+                             f'{setting("batch_size")}')
     check_batch_norm(task, train_loader)
     check_smoothing(task, config)
     folder: RunFolder | None = None

@@ -13,6 +13,7 @@ from timm.data import ImageDataset, create_transform
 from timm.data.distributed_sampler import OrderedDistributedSampler
 
 from ..errors import SFTeacherError
+from ..validation import setting
 
 
 def load_images(
@@ -178,6 +179,6 @@ def _check_memory(count: int, input_size: Sequence[int]) -> None:
     kib = next(line.split()[1] for line in known.read_text().splitlines() if line.startswith('MemAvailable'))
     free = int(kib) * 2 ** 10
     if needed > free:
-        raise SFTeacherError(f'{count} images of input_size={tuple(input_size)} need {needed / 2 ** 30:.1f} GiB of '
-                             f'memory and {free / 2 ** 30:.1f} are free: choose a smaller input_size, or leave out '
-                             f'in_memory')
+        raise SFTeacherError(f'{count} images of {setting("input_size", tuple(input_size))} need '
+                             f'{needed / 2 ** 30:.1f} GiB of memory and {free / 2 ** 30:.1f} are free: choose a '
+                             f'smaller {setting("input_size")}, or leave out {setting("in_memory")}')

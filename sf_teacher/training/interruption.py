@@ -11,6 +11,7 @@ from timm.task import TrainingTask
 from torch import nn
 
 from ..errors import SFTeacherError
+from ..validation import setting
 from .signals import Stop
 
 
@@ -93,8 +94,8 @@ def check_batch_norm(task: TrainingTask, loader: Any) -> None:
         return
     for name, module in task.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise SFTeacherError(f'batch_size=1 does not go with batch norm ({name}), whose statistics would be those '
-                                 f'of one image: choose at least 2, better 32')
+            raise SFTeacherError(f'{setting("batch_size", 1)} does not go with batch norm ({name}), whose statistics '
+                                 f'would be those of one image: choose at least 2, better 32')
 
 
 def _not_finite(result: dict[str, Any], inputs: torch.Tensor) -> str:

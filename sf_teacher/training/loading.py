@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import SFTeacherError
 from ..exporting.normalise import class_names_of
 from ..exporting.verify import check_folder
+from ..validation import setting
 
 __all__ = ['check_forward', 'class_names_of', 'init_device', 'load_teacher']
 
@@ -30,9 +31,9 @@ def load_teacher(folder: str) -> nn.Module:
         path = path / 'teacher'     # of a run's folder
     missing = [name for name in ('config.json', 'model.safetensors') if not (path / name).is_file()]
     if missing:
-        raise SFTeacherError(f'teacher={folder!r} is no exported timm folder ({" and ".join(missing)} missing): give '
-                             f'the folder that train or export wrote, of a model that timm builds by its name (with '
-                             f'factory there is only teacher.pth, for a loop of your own)')
+        raise SFTeacherError(f'{setting("teacher", folder)} is no exported timm folder ({" and ".join(missing)} '
+                             f'missing): give the folder that train or export wrote, of a model that timm builds by '
+                             f'its name (with factory there is only teacher.pth, for a loop of your own)')
     check_folder(path)
     try:
         model = timm.create_model(f'local-dir:{path}', pretrained=True)
@@ -49,7 +50,8 @@ def check_forward(model: nn.Module, role: str, size: Any, num_classes: int, devi
         with torch.inference_mode():
             output = model.eval()(torch.zeros(2, *size, device=device))
     except Exception as error:
-        raise SFTeacherError(f'{role} {type(model).__name__} does not take images of input_size={tuple(size)} '
+        raise SFTeacherError(f'{role} {type(model).__name__} does not take images of '
+                             f'{setting("input_size", tuple(size))} '
                              f'({type(error).__name__}: {error}): give the size that it was made for') from error
     finally:
         model.train(training)
@@ -67,5 +69,6 @@ def init_device(name: str) -> torch.device:
             device = torch.device(init_distributed_device_so(name)['device'])
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SFTeacherError(f'device={name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu') from error
+        raise SFTeacherError(f'{setting("device", name)} cannot be used here ({str(error).splitlines()[0]}): try '
+                             f'cpu') from error
     return device

@@ -20,6 +20,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_s
 from ..errors import SFTeacherError
 from ..files import undisturbed
 from ..joint_task import JointTask
+from ..validation import setting
 from .checkpoint import random_state, set_random_state
 from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
 from .interruption import Guard, World
@@ -57,7 +58,7 @@ class Loop:
             task.to(memory_format=torch.channels_last)
         if config.sync_bn:
             if self.device.type == 'cpu':
-                raise SFTeacherError('sync_bn works between GPUs only: leave it out on the CPU')
+                raise SFTeacherError(f'{setting("sync_bn")} works between GPUs only: leave it out on the CPU')
             task.trainable_module = convert_sync_batchnorm(trainable(task))
         amp = config.amp
         self.autocast: Callable[[], Any] = partial(
@@ -69,7 +70,7 @@ class Loop:
             self.scheduler, self.epochs = create_scheduler_v2(
                 self.optimizer, **scheduler_kwargs(config), updates_per_epoch=self.updates)
         except ValueError as error:
-            raise SFTeacherError(f'sched={config.sched}: {error}') from error
+            raise SFTeacherError(f'{setting("sched", config.sched)}: {error}') from error
         if config.model_ema:
             task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
         random_seed(config.seed, world.rank)
@@ -77,8 +78,8 @@ class Loop:
             self._load(folder.load())
         if config.torchcompile:
             if config.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):     # of tests too
-                raise SFTeacherError(f'torchcompile={config.torchcompile!r} is no backend of torch.compile here: give '
-                                     f'one of {", ".join(torch._dynamo.list_backends())}')
+                raise SFTeacherError(f'{setting("torchcompile", config.torchcompile)} is no backend of torch.compile '
+                                     f'here: give one of {", ".join(torch._dynamo.list_backends())}')
             task.compile(backend=config.torchcompile)
             if config.model_ema:
                 task.compile_ema(backend=config.torchcompile)
@@ -153,7 +154,7 @@ class Loop:
             if self.mixup is not None:
                 if len(inputs) % 2:
                     raise SFTeacherError(f'mixup and cutmix pair the images of a batch, and batch {batch + 1} has '
-                                         f'{len(inputs)}: use an even batch_size and drop_last=True')
+                                         f'{len(inputs)}: use an even {setting("batch_size")} and drop_last=True')
                 inputs, target = self.mixup(inputs, target)
             with nullcontext() if last else self.task.no_sync():
                 with self.autocast():
@@ -239,8 +240,8 @@ class Loop:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise SFTeacherError('tensorboard=True needs tensorboard: pip install tensorboard, or leave it out '
-                                 '(summary.csv has the same numbers)') from error
+            raise SFTeacherError(f'{setting("tensorboard", True)} needs tensorboard: pip install tensorboard, or leave '
+                                 'it out (summary.csv has the same numbers)') from error
         return SummaryWriter(self.config.output, purge_step=self.start)
 
 

@@ -1,7 +1,6 @@
 """From settings to a run that is ready to start: everything built, everything checked, nothing written."""
 from __future__ import annotations
 
-import difflib
 import logging
 import statistics
 from collections.abc import Callable
@@ -14,13 +13,14 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from timm.utils import random_seed
 from torch import nn
 
-from ..errors import SFTeacherError
+from ..errors import SettingError, SFTeacherError
 from ..factory import create_model, wrap
 from ..joint_task import JointTask
 from ..kd_task import StudentFriendlyKDTask
 from ..methods import METHODS, make_method
 from ..methods.base import Method
 from ..split.boundaries import default_input_size
+from ..validation import like_it, setting
 from .components import criterion
 from .data import Data, create_loaders, flip_probability, load_data
 from .interruption import World
@@ -49,7 +49,7 @@ class Plan:
 def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
     """Build and check everything that `train_teacher` needs."""
     if not config.teacher:
-        raise SFTeacherError('no teacher: give the timm name of one, e.g. resnet50')
+        raise SettingError('no teacher: give the timm name of one, e.g. resnet50')
     method, device = _method(config), init_device(config.device)
     size = _input_size(config)
     data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
@@ -73,15 +73,15 @@ def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
 def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
     """Build and check everything that `distill` needs."""
     if not config.student:
-        raise SFTeacherError('no student: give the timm name of one, e.g. student=resnet18')
+        raise SettingError(f'no student: give the timm name of one, e.g. {setting("student", "resnet18")}')
     if config.kd not in KD:
-        raise SFTeacherError(f'kd={config.kd!r} must be one of {", ".join(KD)}')
+        raise SettingError(f'{setting("kd", config.kd)} must be one of {", ".join(KD)}{like_it(config.kd, KD, "")}')
     if (idle := config.given(*KD_SETTINGS)) and not config.teacher:
-        raise SFTeacherError(f'{", ".join(idle)}: without a teacher the student learns alone, and this has no effect: '
-                             f'leave it out, or give a teacher')
+        raise SettingError(f'{", ".join(map(setting, idle))}: without a teacher the student learns alone, and this has '
+                           f'no effect: leave it out, or give a teacher')
     if config.kd == 'plain' and config.given('simplifier_lr'):
-        raise SFTeacherError(f'simplifier_lr={config.simplifier_lr:g} has no effect with kd=plain: give '
-                             f'kd=student_friendly, or leave it out')
+        raise SettingError(f'{setting("simplifier_lr", config.simplifier_lr)} has no effect with '
+                           f'{setting("kd", "plain")}: give {setting("kd", "student_friendly")}, or leave it out')
     device, size = init_device(config.device), _input_size(config)
     teacher = load_teacher(config.teacher).to(device) if config.teacher else None
     if teacher is not None:
@@ -151,7 +151,7 @@ def _plan(
     channels = asked['input_size'][0]
     for name in ('mean', 'std'):
         if asked[name] is not None and len(asked[name]) not in (1, channels):
-            raise SFTeacherError(f'{name}={asked[name]} has {len(asked[name])} values for {channels} channels')
+            raise SettingError(f'{setting(name, asked[name])} has {len(asked[name])} values for {channels} channels')
     data_config = resolve_data_config(asked, model=model)
     for name in ('mean', 'std'):    # the model's own are of colour images
         if len(data_config[name]) != channels:
@@ -178,17 +178,17 @@ def _method(config: TeacherRun) -> Method | None:
     if name == STANDARD:
         given = [n for n in ('student', 'method_kwargs', 'boundaries', 'student_kwargs') if getattr(config, n)]
         if given:
-            raise SFTeacherError(f'method={STANDARD!r} trains a standard teacher, without branches: leave out '
-                                 f'{", ".join(given)}')
+            raise SettingError(f'{setting("method", STANDARD)} trains a standard teacher, without branches: leave out '
+                               f'{", ".join(map(setting, given))}')
         return None
     if name not in METHODS or METHODS[name].phase != 'teacher':
         known = [*METHODS.of_phase('teacher'), STANDARD]
-        close = difflib.get_close_matches(name, known, 1)
-        raise SFTeacherError(f'unknown method {config.method!r}' + (f', perhaps {close[0]!r}' if close else '')
-                             + f': give one of {", ".join(known)} ({STANDARD}: a standard teacher)')
+        raise SettingError(f'unknown method {config.method!r}{like_it(name, known, "")}: give one of '
+                           f'{", ".join(known)} ({STANDARD}: a standard teacher)')
     if METHODS[name].takes_students and not config.student:
-        raise SFTeacherError(f'method={name!r} needs a student: give the timm name of one, e.g. student=resnet18 '
-                             f'(--student resnet18), or method={STANDARD!r} for a standard teacher')
+        raise SettingError(f'{setting("method", name)} needs a student: give the timm name of one, e.g. '
+                           f'{setting("student", ("resnet18",))}, or {setting("method", STANDARD)} for a standard '
+                           f'teacher')
     return make_method(name, config.method_kwargs)
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from .. import files
 from ..errors import SFTeacherError
+from ..validation import setting
 from .checkpoint import DamagedCheckpoint, read_checkpoint
 from .settings import TrainConfig
 from .settings_file import changed, read_yaml, to_yaml
@@ -38,7 +39,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     try:
         files.write_atomically(path, write)
     except SFTeacherError as error:
-        raise SFTeacherError(f'{error}; make room or choose another output, then continue with resume') from error
+        raise SFTeacherError(f'{error}; make room or choose another output, then continue with '
+                             f'{setting("resume")}') from error
 
 
 class RunFolder:
@@ -73,7 +75,7 @@ class RunFolder:
             raise SFTeacherError(f'another process is training into {path}: choose another output') from error
         except (OSError, ValueError) as error:
             self.close()
-            raise SFTeacherError(f'cannot write to output={str(path)!r}: {error}') from error
+            raise SFTeacherError(f'cannot write to {setting("output", str(path))}: {error}') from error
         try:
             self._check(config, resume)
         except BaseException:
@@ -95,7 +97,8 @@ class RunFolder:
             if os.path.lexists(path):
                 _check_regular(path)
         if not resume and (known.exists() or found):
-            raise SFTeacherError(f'{self.path} holds a run already: continue it with resume, or choose another output')
+            raise SFTeacherError(f'{self.path} holds a run already: continue it with {setting("resume")}, or choose '
+                                 f'another {setting("output")}')
         if resume and known.exists() and (differences := changed(config, read_yaml(known))):
             raise SFTeacherError(f'the run in {self.path} was started with other settings ({"; ".join(differences)}): '
                                  f'resume it with those of its config.yaml, or choose another output')

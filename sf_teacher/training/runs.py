@@ -4,11 +4,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import SFTeacherError
+from ..errors import SettingError, SFTeacherError
 from ..exporting.exporter import export
 from ..exporting.normalise import primitives
 from ..exporting.reload import CONFIG as EXPORTED_CONFIG
 from ..exporting.writer import find_place
+from ..validation import setting
 from .components import eval_model
 from .data import Data
 from .fitting import fit
@@ -45,13 +46,13 @@ def distill(config: StudentRun, data: Data | None = None) -> tuple[list[Row], Pa
 def _check_output(config: TeacherRun | StudentRun, name: str) -> None:
     """Find out before anything is built that the export would replace something that is not this run's."""
     if not config.output:
-        raise SFTeacherError('no output: give the folder for the results, e.g. output=runs/first')
+        raise SettingError(f'no output: give the folder for the results, e.g. {setting("output", "runs/first")}')
     try:
         output = Path(config.output)
         if blocking := [path for path in (output, *output.parents) if path.exists() and not path.is_dir()]:
             raise NotADirectoryError(f'Not a directory: {blocking[0]}')
     except (OSError, ValueError) as error:      # a NUL, a name that is too long
-        raise SFTeacherError(f'cannot write to output={config.output!r}: {error}') from error
+        raise SFTeacherError(f'cannot write to {setting("output", config.output)}: {error}') from error
     try:
         target = find_place(output / name, overwrite=True)
         taken = target.exists() and any(target.iterdir())

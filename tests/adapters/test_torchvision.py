@@ -79,7 +79,7 @@ def test_the_snippet_says_which_path_applies(tmp_path, quick, name, format, file
 
 @pytest.mark.parametrize(('name', 'message'), [
     ('test_resnet', r'test_resnet cannot be exported .* no model of this name.*vgg19.*key \'sf_teacher.timm_teacher\''),
-    ('resnet26', r'no model of this name \(it shares resnet'),
+    ('resnet26', r'no model of this name; like it: resnet'),
     ('efficientnet_b5', r'gives other logits on the same weights'),
 ])
 def test_every_other_architecture_is_refused(tmp_path, quick, name, message):

@@ -55,7 +55,7 @@ def test_the_command_line(capsys):
     text = capsys.readouterr().out
     assert 'layer2  ->  layer3' in text and 'with branches' in text and 'GFLOP' in text
     assert main(['inspect', 'resnet5O']) == 1
-    assert 'close names' in capsys.readouterr().err
+    assert 'like it: ' in capsys.readouterr().err
     assert main(['inspect', 'resnet10t', '--input-size', '3', '64', '64']) == 0
     assert 'Name a student' in capsys.readouterr().out
 

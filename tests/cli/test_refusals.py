@@ -2,9 +2,11 @@
 import os
 import re
 import shutil
+import time
 
 import pytest
 import timm
+from huggingface_hub import close_session
 
 from sf_teacher import cli
 from sf_teacher.training.data import load_data
@@ -55,38 +57,37 @@ def call(data, teacher, tmp_path, monkeypatch, capsys):
 
 
 TRAIN = [
-    (['~--data'], 'no data: give data=.digits., a folder with train and validation in it'),
-    (['--data nowhere'], "data='nowhere' is no folder: give the folder that holds the splits"),
-    (['--train-split big'], 'there is no big in .*there are: train, validation. Name yours with train_split'),
-    (['--val-split train'], 'training and validation would both read .*train: give another val_split'),
+    (['~--data'], 'no data: give --data digits, a folder with train and validation in it, or --dataset torch'),
+    (['--data nowhere'], "--data nowhere is no folder: give the folder that holds the splits"),
+    (['--train-split big'], 'there is no big in .*there are: train, validation. Name yours with --train-split'),
+    (['--val-split train'], 'training and validation would both read .*train: give another --val-split'),
     (['~--data', '--dataset torch/nothing'], 'torch/nothing, split train: no images can be read from it'),
     (['~--data', '--dataset wds/nothing'], 'wds/nothing, split train: no images can be read from it'),
-    (['--num-classes 2'], 'train has labels 0..3, which do not fit num_classes=2: they must lie in 0..1'),
+    (['--num-classes 2'], 'train has labels 0..3, which do not fit --num-classes 2: they must lie in 0..1'),
     (['--num-classes 1'], '--num-classes 1 must be a whole number >= 2'),
     (['--class-map nowhere.txt'], 'no images can be read from it'),
-    (['--batch-size 100'], '24 training images are fewer than one batch of 100: choose a batch_size of at most 24'),
-    (['--batch-size 1'], 'batch_size=1 does not go with batch norm .*choose at least 2, better 32'),
+    (['--batch-size 100'], '24 training images are fewer than one batch of 100: choose a --batch-size of at most 24'),
+    (['--batch-size 1'], '--batch-size 1 does not go with batch norm .*choose at least 2, better 32'),
     (['--batch-size 0'], '--batch-size 0 must be a whole number >= 1'),
-    (['--batch-size 7', '--mixup 0.2'], 'mixup and cutmix pair the images of a batch: batch_size=7 must be even'),
+    (['--batch-size 7', '--mixup 0.2'], 'mixup and cutmix pair the images of a batch: --batch-size 7 must be even'),
     (['--aa rand-m9-mstd0.5'], '--aa rand-m9-mstd0.5 has no effect on images kept in memory.*leave it out, or --in-me'),
     (['--input-size 16 16'], 'must be three numbers, channels height width: 3 32 32'),
     (['--input-size 3 0 16'], '--input-size 3 0 16 must be a list of whole numbers >= 1'),
     (['--scale 1.0 0.5', '~--in-memory'], 'must be two fractions of the area, the smaller first'),
-    (['--mean 0.5 0.5'], r'mean=\(0.5, 0.5\) has 2 values for 3 channels'),
+    (['--mean 0.5 0.5'], '--mean 0.5 0.5 has 2 values for 3 channels'),
     (['--std 0 0 0'], '--std 0 0 0 must be a list of finite numbers > 0'),
     (['~TEACHER'], 'no teacher: give the timm name of one'),
-    (['TEACHER resnet_51'], "timm has no model 'resnet_51'.*close names: "),
-    (['--student resmet18'], "timm has no model 'resmet18' .given as student.; close names: .*resnet18"),
+    (['TEACHER resnet_51'], "timm has no model 'resnet_51'.*like it: "),
+    (['--student resmet18'], "timm has no model 'resmet18' .given as student.; like it: .*resnet18"),
     (['TEACHER test_vit3', '--model-kwargs img_size=32'], 'does not run on one image of input_size=.3, 16, 16.'),
-    (['--pretrained'], "could not build the teacher 'test_resnet'"),
     (['--model-kwargs nonsense=1'], "could not build the teacher 'test_resnet' with .*nonsense"),
     (['--model-kwargs nonsense'], "'nonsense' is not KEY=VALUE"),
-    (['--method sftm'], "unknown method 'sftm', perhaps 'sftn': give one of gtn, sftn, teskd, none"),
-    (['--method none'], "method='none' trains a standard teacher, without branches: leave out student"),
-    (['--method None', '~--student', '--boundaries 1', '--student-kwargs a=1'], 'leave out boundaries, student_kwargs'),
-    (['~--student'], "method='sftn' needs a student: .*--student resnet18.*'none' for a standard teacher"),
+    (['--method sftm'], "unknown method 'sftm'; like it: sftn: give one of gtn, sftn, teskd, none"),
+    (['--method none'], "--method none trains a standard teacher, without branches: leave out --student"),
+    (['--method None', '~--student', '--boundaries 1', '--student-kwargs a=1'], 'leave out --boundaries, --student-kw'),
+    (['~--student'], "--method sftn needs a student: .*--student resnet18, or --method none for a standard teacher"),
     (['--method-kwargs kl_wieght=1'], "SFTN has no setting 'kl_wieght'; like it: kl_weight"),
-    (['--method-kwargs x=1'], "SFTN has no setting 'x'; it has teacher_weight, ce_weight, kl_weight"),
+    (['--method-kwargs x=1'], "SFTN has no setting 'x'; there are teacher_weight, ce_weight, kl_weight"),
     (['--outptu x'], 'sf-teacher train: --outptu x is not understood; like it: --output'),
     (['--data digits', '--dataset torch/cifar100'], "--data digits and --dataset torch/cifar100 are two sources"),
     (['~--in-memory', '--crop-padding 2'], '--crop-padding 2 has no effect without --in-memory'),
@@ -101,22 +102,22 @@ TRAIN = [
     (['--epochs 0'], '--epochs 0 must be a whole number >= 1'),
     (['--warmup-epochs 3'], '--warmup-epochs 3 leaves nothing of --epochs 1'),
     (['--min-lr 1'], '--min-lr 1 is above --lr 0.05'),
-    (['--sched wsd', '--decay-epochs 30'], 'sched=wsd: wsd schedule requires 0 < decay_epochs <= epochs'),
+    (['--sched wsd', '--decay-epochs 30'], '--sched wsd: wsd schedule requires 0 < decay_epochs <= epochs'),
     (['--sched multistep'], '--decay-milestones 150 180 210: none is within --epochs 1, .*give earlier ones'),
     (['--amp-dtype bfloat16'], "--amp-dtype bfloat16 has no effect without --amp: give --amp, or leave it out"),
     (['--model-ema-decay 0.9'], '--model-ema-decay 0.9 has no effect without --model-ema'),
     (['--sched plateau'], '--sched plateau must be one of cosine, tanh'),
     (['--opt sgdd'], "timm has no optimizer 'sgdd'; like it: .*sgd"),
     (['--opt fusedsgd'], "optimizer 'fusedsgd' cannot be used here .*: choose another"),
-    (['--torchcompile inductr'], "torchcompile='inductr' is no backend of torch.compile here: give one of .*inductor"),
+    (['--torchcompile inductr'], "--torchcompile inductr is no backend of torch.compile here: give one of .*inductor"),
     (['--no-aug', '--crop-padding 2'], '--crop-padding 2 has no effect with --no-aug: leave out one of them'),
     (['--momentum 2'], '--momentum 2 must be a finite number >= 0 and <= 1'),
     (['--smoothing 1'], '--smoothing 1 must be a finite number >= 0 and <= 0.99'),
-    (['--sync-bn'], 'sync_bn works between GPUs only: leave it out on the CPU'),
-    (['--device cuda:99'], "device='cuda:99' cannot be used here .*try cpu"),
-    (['--device warp'], "device='warp' cannot be used here"),
-    (['~--output'], 'no output: give the folder for the results'),
-    (['--output {data}/train/class0/0.png/run'], 'cannot write to output=.*Not a directory'),
+    (['--sync-bn'], '--sync-bn works between GPUs only: leave it out on the CPU'),
+    (['--device cuda:99'], "--device cuda:99 cannot be used here .*try cpu"),
+    (['--device warp'], "--device warp cannot be used here"),
+    (['~--output'], 'no output: give the folder for the results, e.g. --output runs/first'),
+    (['--output {data}/train/class0/0.png/run'], 'cannot write to --output .*Not a directory'),
     (['--config nowhere.yaml'], 'cannot read the config nowhere.yaml: no such file'),
 ]
 
@@ -131,13 +132,13 @@ def test_train_refuses(args, message, call, data, tmp_path):
 
 
 DISTILL = [
-    (['--teacher nowhere'], "teacher='nowhere' is no exported timm folder .config.json and model.safetensors missing"),
+    (['--teacher nowhere'], "--teacher nowhere is no exported timm folder .config.json and model.safetensors missing"),
     (['--teacher {data}'], 'is no exported timm folder'),
-    (['~--student'], 'no student: give the timm name of one'),
-    (['~--teacher', '--kd student_friendly', '--kd-temperature 7'], 'kd, kd_temperature: without a teacher'),
-    (['--kd fancy'], "kd='fancy' must be one of plain"),
+    (['~--student'], 'no student: give the timm name of one, e.g. --student resnet18'),
+    (['~--teacher', '--kd student_friendly', '--kd-temperature 7'], '--kd, --kd-temperature: without a teacher'),
+    (['--kd fancy'], "--kd fancy must be one of plain"),
     (['--data digits'], 'the teacher in .* has 4 classes and the data 10: give the data that it was trained on'),
-    (['--input-size 3 32 32'], 'teacher .* does not take images of input_size=.3, 32, 32.'),
+    (['--input-size 3 32 32'], 'teacher .* does not take images of --input-size 3 32 32'),
     (['--kd-temperature 0'], '--kd-temperature 0 must be a finite number > 0'),
     (['--distill-loss-weight -1'], '--distill-loss-weight -1 must be a finite number >= 0'),
 ]
@@ -199,6 +200,21 @@ def test_a_config_that_is_no_file(path, call, tmp_path):
     assert code == 2 and 'cannot read the config' in err
 
 
+@pytest.mark.parametrize('name', ['test_resnet', 'hf-hub:timm/test_resnet.r160_in1k', 'gcvit_xxtiny'])
+def test_pretrained_weights_without_a_network(name, call, monkeypatch, tmp_path):
+    """Nobody listens at this address; huggingface_hub's own client would try for a minute."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
+    monkeypatch.setenv('HTTPS_PROXY', 'http://127.0.0.1:9')
+    close_session()
+    began = time.monotonic()
+    code, err = call('train', f'TEACHER {name}', '--pretrained')
+    close_session()
+    assert time.monotonic() - began < 10 and code == 1 and not os.path.exists('run')
+    assert re.search(rf"weights of '{name}.*' .given as teacher. cannot be downloaded, as http.* is not reached .*: "
+                     'train without them, or give local-dir:FOLDER', err), err
+
+
 def test_empty_folder(data, tmp_path, call):
     for split in ('train', 'validation'):
         (tmp_path / 'empty' / split).mkdir(parents=True)
@@ -218,7 +234,7 @@ def test_class_missing_in_validation(data, tmp_path, call):
     shutil.rmtree(tmp_path / 'less/validation/class1')
     code, err = call('train', '--data less')
     assert code == 1 and re.search('classes of train .4. and validation .3. differ, e.g. in class1: labels would not '
-                                   'mean the same. Add what is missing, or give class_map', err)
+                                   'mean the same. Add what is missing, or give --class-map', err)
     (tmp_path / 'map.txt').write_text('class0\nclass1\nclass2\nclass3\n')
     found = load_data(DataConfig(data=str(tmp_path / 'less'), class_map=str(tmp_path / 'map.txt')))
     assert found.num_classes == 4

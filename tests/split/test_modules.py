@@ -291,7 +291,7 @@ def quantised():
 
 REFUSED = {
     'unknown teacher': (lambda: sf_teacher.wrap('resnet5O', 'resnet18'),
-                        r"timm has no model 'resnet5O' \(given as teacher\); close names: .*resnet50"),
+                        r"timm has no model 'resnet5O' \(given as teacher\); like it: .*resnet50"),
     'unknown student': (lambda: sf_teacher.wrap(net(), 'resent18', input_size=SIZE), "no model 'resent18'.*student"),
     'nonsense name': (lambda: sf_teacher.wrap('', 'resnet18'), "timm has no model ''"),
     'bad kwargs': (lambda: sf_teacher.wrap('test_resnet', 'test_resnet', teacher_kwargs={'depth': 3}),
@@ -322,8 +322,8 @@ REFUSED = {
     'text weight': (lambda: sf_teacher.SFTN(ce_weight='1'), "ce_weight='1'"),
     'temperature 0': (lambda: sf_teacher.SFTN(temperature=0), 'temperature must be a finite number > 0'),
     'direction': (lambda: sf_teacher.SFTN(kl_direction='both'), 'kl_direction must be one of'),
-    'reduction': (lambda: sf_teacher.SFTN(reduction='none'), "reduction must be 'mean' or 'sum'"),
-    'transform act': (lambda: sf_teacher.SFTN(transform_act='gelu'), "transform_act must be 'auto'"),
+    'reduction': (lambda: sf_teacher.SFTN(reduction='none'), 'reduction must be one of mean, sum'),
+    'transform act': (lambda: sf_teacher.SFTN(transform_act='gelu'), 'transform_act must be one of auto, relu, none'),
     'class counts': (lambda: sf_teacher.wrap(net(), net(num_classes=7), input_size=SIZE),
                      'student ResNet has 7 classes and the teacher 10'),
     'num_classes of a module': (lambda: sf_teacher.wrap(net(), 'test_resnet', num_classes=7, input_size=SIZE),
