@@ -2,6 +2,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,11 @@ from ..files import written_at_once
 from ..version import __version__
 from . import normalise
 from .card import model_card, torchdistill_snippet
-from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, sha256, versions
+from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO, sha256, versions
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
 from .writer import README, check_place, find_place
+from .zoo_layout import check_layout
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def export(
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         format: str = 'timm',
+        layout: str | None = None,
 ) -> Path:
     """Export a teacher as a folder that plain timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
@@ -73,6 +76,8 @@ def export(
         overwrite: Replace an earlier export at `folder`, once the new one has been verified.
         format: "torchvision" adds `torchvision.pth`, the weights under the keys of torchvision's model of the same
             name, which gives equal logits or is refused.
+        layout: "repdistiller" or "mdistiller", for a net of theirs given by `factory`: adds `ckpt_epoch_240.pth`, which
+            they load as one of their own teachers, from a folder named after the net, e.g. `resnet32x4_vanilla`.
 
     Returns:
         The absolute path of the folder.
@@ -97,6 +102,8 @@ def export(
     else:
         factory = normalise.factory_path(factory)
         normalise.check_factory_arguments(args)
+    if layout is not None:
+        check_layout(layout, factory, target)
     data_config = normalise.data_config(teacher, input_size, mean, std)
     inputs, logits = normalise.probe(teacher, data_config['input_size'])
     names = normalise.class_names_of(teacher) if class_names is None \
@@ -117,6 +124,8 @@ def export(
         _write(temporary, teacher, facts, notes)
         if theirs is not None:
             torch.save({'model': theirs, **facts}, temporary / TORCHVISION)
+        if layout is not None:
+            shutil.copyfile(temporary / TEACHER, temporary / ZOO)
         _write_probe(temporary, inputs, logits, facts)
         (temporary / README).write_text(model_card(target.name, facts, notes), encoding='utf-8')
         if arch is not None:
@@ -144,6 +153,7 @@ def check_export(
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         format: str = 'timm',
+        layout: str | None = None,
 ) -> None:
     """Refuse before the training what `export` with these arguments would refuse after it; nothing is run or written.
 
@@ -158,6 +168,8 @@ def check_export(
     args = normalise.primitives('model_args', model_args)
     if factory is None:
         normalise.identify(teacher, args)
+    if layout is not None:
+        check_layout(layout, factory and normalise.factory_path(factory), Path(folder))
     normalise.data_config(teacher, input_size, mean, std)
 
 
@@ -223,7 +235,7 @@ def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[
 
 
 def _write_probe(folder: Path, inputs: torch.Tensor, logits: torch.Tensor, facts: dict[str, Any]) -> None:
-    names = (CONFIG, WEIGHTS, TEACHER, TORCHVISION)
+    names = (CONFIG, WEIGHTS, TEACHER, TORCHVISION, ZOO)
     digests = {name: sha256(folder / name) for name in names if (folder / name).exists()}
     config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
     config.pop('sf_teacher')    # provenance

@@ -1,4 +1,5 @@
 """The plain teacher behind whatever it was trained in: copied, identified, and asked for its logits."""
+import contextlib
 import copy
 import dataclasses
 import json
@@ -13,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from ..checks import check_size
+from ..checks import check_size, logits_of
 from ..errors import SFTeacherError
 from .reload import CheckError, check_arguments
 
@@ -191,6 +192,8 @@ def probe(teacher: nn.Module, input_size: Sequence[int]) -> tuple[torch.Tensor, 
     try:
         with torch.autocast('cpu', enabled=False), torch.random.fork_rng(devices=[]):
             logits = teacher(inputs)
+            with contextlib.suppress(SFTeacherError):   # described below
+                logits = logits_of(teacher, logits)
     except Exception as e:
         raise SFTeacherError(
             f'{name_of(teacher)} does not run at input_size {tuple(input_size)}: {type(e).__name__}: {e}'

@@ -27,6 +27,7 @@ TEACHER = 'teacher.pth'
 CONFIG = 'config.json'
 PROBE = 'probe.safetensors'
 TORCHVISION = 'torchvision.pth'
+ZOO = 'ckpt_epoch_240.pth'      # the name that RepDistiller and mdistiller give it
 
 # what timm's factory and its configurations load, fetch or write by; a folder may say none of it
 LOADING = frozenset(inspect.signature(timm.create_model).parameters) - {'kwargs'}
@@ -176,7 +177,8 @@ def check(folder: Path, tolerance: float, factory: str | None = None) -> dict[st
     _check_tensors(model.state_dict(), saved, f'the reloaded teacher and {TEACHER}')
 
     with torch.inference_mode():
-        logits = model.eval()(inputs)
+        output = model.eval()(inputs)
+    logits = output[0] if isinstance(output, tuple) else output     # (logits, features by name), as mdistiller's nets
     if logits.shape != expected.shape:
         raise CheckError('logits', f'logits are {tuple(logits.shape)}, exported were {tuple(expected.shape)}')
     difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
@@ -230,7 +232,7 @@ def check_files(folder: Path, facts: dict[str, Any], names: Collection[str] | No
         CheckError: Says which file, and which field of `config.json`, is not what was exported.
     """
     digests = facts['sha256']
-    if strange := sorted(digests.keys() - {CONFIG, WEIGHTS, TEACHER, TORCHVISION}):
+    if strange := sorted(digests.keys() - {CONFIG, WEIGHTS, TEACHER, TORCHVISION, ZOO}):
         raise CheckError('files', f'{PROBE} speaks of {", ".join(map(repr, strange))}, which no export holds')
     for name in (CONFIG, *digests):
         if not (folder / name).is_file():
