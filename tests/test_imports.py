@@ -50,3 +50,26 @@ def test_a_new_module_must_be_given_its_place(tmp_path):
     status, text = lint(tmp_path)
     assert status == 1
     assert 'sf_teacher.helpers' in text
+
+
+def test_every_module_can_be_imported_where_there_is_no_unix():
+    """Windows has none of these modules."""
+    code = """
+import importlib, pkgutil, sys
+for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios', 'tty', 'pty', 'curses', 'posix_ipc', 'readline'):
+    sys.modules[name] = None
+import timm, torchdistill       # whose business is theirs
+import sf_teacher, sf_teacher.adapters
+packages = sf_teacher, sf_teacher.adapters
+modules = [m.name for p in packages for m in pkgutil.walk_packages(p.__path__, p.__name__ + '.')]
+for name in modules:
+    if name != 'sf_teacher.__main__':       # runs the command line
+        importlib.import_module(name)
+import torch
+from sf_teacher.training.components import peak_memory
+assert peak_memory(torch.device('cpu')) == 0.
+print(len(modules))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 60

@@ -60,10 +60,6 @@ def report(config: ReportRun) -> dict[str, Any]:
     if config.input_size is None and len({tuple(size) for size in sizes}) > 1:
         raise SFTeacherError(f'the teachers were exported for images of {" and ".join(map(str, sizes))}: their '
                              f'students would not be comparable; give {setting("input_size")}, one for all')
-    try:
-        Path(config.output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SFTeacherError(f'cannot write to {setting("output", config.output)}: {error}') from error
     common = {f.name: getattr(config, f.name) for f in fields(StudentRun)}
     pilot = StudentRun(**{**common, 'output': '', 'resume': False})
     data = load_data(pilot, pilot.seed, (pilot.input_size or sizes[0])[0])
@@ -76,6 +72,8 @@ def report(config: ReportRun) -> dict[str, Any]:
                 pilot, seed=seed, input_size=like.config.input_size, mean=like.config.mean, std=like.config.std,
                 interpolation=like.config.interpolation, crop_pct=like.config.crop_pct,
                 **{name: getattr(StudentRun(), name) for name in KD_SETTINGS}), data)
+            if not arms:        # everything has been checked
+                _make_folder(config.output)
             name = folder or ALONE
             row, teacher = _pilot(plan)
             arms.setdefault(name, []).append({'seed': seed, **row})
@@ -91,6 +89,13 @@ def report(config: ReportRun) -> dict[str, Any]:
     write_atomically(Path(config.output) / 'report.json', lambda file: _put_json(file, result))
     _figure(result, Path(config.output) / 'report.png')
     return result
+
+
+def _make_folder(output: str) -> None:
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
 
 
 def table(result: dict[str, Any]) -> str:

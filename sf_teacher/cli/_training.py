@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import SFTeacherError
 from ..validation import Checked
 from .flags import add_settings
 
@@ -23,41 +22,27 @@ def add_run(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:
 def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> Path | None:
     """Plan or run; the exported folder, on the first process."""
     from ..training.dry_run import describe
+    from ..training.interruption import process_group
     from ..training.signals import Interrupted
 
     rank, processes = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     logging.basicConfig(format='%(message)s', level=logging.INFO if rank == 0 else logging.ERROR)
-    if args.dry_run:
-        text = describe(plan(config))
-        if rank == 0:
-            print(text)
-        return None
     try:
-        rows, folder = run(config)
+        with process_group():
+            if args.dry_run:
+                text = describe(plan(config))
+                if rank == 0:
+                    print(text)
+                return None
+            rows, folder = run(config)
     except Interrupted as stop:
-        if rank == 0 and not (Path(config.output) / 'config.yaml').exists():
-            print(f'sf-teacher: {stop}', file=sys.stderr)
-        elif rank == 0:
-            again = ['sf-teacher'] if processes == 1 else ['torchrun', f'--nproc_per_node={processes}', '-m',
-                                                          'sf_teacher']
-            again += [args.command, '--config', str(Path(config.output) / 'config.yaml'), '--resume']
-            print(f'sf-teacher: {stop}. Continue with\n  {shlex.join(again)}', file=sys.stderr)
+        file = Path(config.output) / 'config.yaml'
+        launcher = ['sf-teacher'] if processes == 1 else [
+            'torchrun', f'--nproc_per_node={processes}', '-m', 'sf_teacher']
+        again = shlex.join([*launcher, args.command, '--config', str(file), '--resume'])
+        if rank == 0:
+            print(f'sf-teacher: {stop}' + (f'. Continue with\n  {again}' if file.exists() else ''), file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
-    except SFTeacherError as error:
-        raise type(error)(f'process {rank}: {error}') if processes > 1 else error from None
-    except RuntimeError as error:
-        if processes == 1 or 'onnection' not in str(error):
-            raise
-        raise SFTeacherError(f'process {rank} stopped because another one did; its message says why') from error
-    finally:
-        if processes > 1 and sys.exc_info()[0] is None:
-            import gc
-
-            import torch.distributed as dist
-
-            gc.collect()    # threads of DistributedDataParallel that outlive the group can abort the process
-            dist.barrier()
-            dist.destroy_process_group()
     if folder is not None:
         top1 = rows[-1].get('eval_top1')
         print(f'{folder}: exported and verified' + (f', {top1:.2f} % on validation' if top1 is not None else ''))

@@ -119,10 +119,15 @@ def delivered(
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in MiB: of this device since its statistics were reset, or of this process on the CPU."""
+    """Peak memory in MiB: of this device since its statistics were reset, or of this process on the CPU.
+
+    0 on the CPU of a system that does not tell.
+    """
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:     # Windows
+        return 0.
     unit = 2 ** 20 if sys.platform == 'darwin' else 2 ** 10      # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

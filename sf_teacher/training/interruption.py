@@ -1,7 +1,11 @@
 """What stops a run: a signal, or a loss that is not finite, on this process or on another."""
 from __future__ import annotations
 
+import gc
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +29,28 @@ class World:
     def current(cls) -> World:
         """As torch.distributed was initialised."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Around what the processes of torchrun do together: errors name theirs, and the group is left in the end.
+
+    Raises:
+        SFTeacherError: This process failed, or another one did.
+    """
+    rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    try:
+        yield
+    except SFTeacherError as error:
+        raise type(error)(f'process {rank}: {error}') if size > 1 else error from None
+    except RuntimeError as error:
+        if size == 1 or 'onnection' not in str(error):
+            raise
+        raise SFTeacherError(f'process {rank} stopped because another one did; its message says why') from error
+    if dist.is_initialized():
+        gc.collect()    # threads of DistributedDataParallel that outlive the group can abort the process
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 class Guard:

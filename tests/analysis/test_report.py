@@ -152,6 +152,7 @@ def test_report_refuses(kwargs, message, teachers, tmp_path):
     good = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, output=str(tmp_path / 'out'))
     with pytest.raises(SFTeacherError, match=message):
         report(ReportRun(**{**good, **kwargs}))
+    assert not (tmp_path / 'out').exists()
 
 
 def test_report_of_teachers_of_different_sizes(teachers, tmp_path):
