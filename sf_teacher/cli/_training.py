@@ -30,7 +30,7 @@ def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> 
     try:
         with process_group():
             if args.dry_run:
-                text = describe(plan(config))
+                text = describe(plan(config, decode=False))
                 if rank == 0:
                     print(text)
                 return None

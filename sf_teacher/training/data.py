@@ -1,8 +1,8 @@
-"""From a run's settings to checked datasets and loaders; reading and augmentation are timm's."""
+"""From a run's settings to checked datasets: what is in them, what was left out, and whether the splits fit."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
+from timm.data import create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SettingError, SFTeacherError
 from ..validation import setting
-from .in_memory import InMemoryLoader, load_images
-from .settings import DataConfig, TrainConfig
+from .image_files import FolderReader, ImageFiles, described, same_files, tar_reader
+from .settings import DataConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Data:
     validation: Any
     num_classes: int
     decoded: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)     # for further runs
+    contents: list[str] = field(default_factory=list)      # images per split and class, and what was left out
 
 
 def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
@@ -63,7 +64,13 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
     if not config.data and not config.dataset:
         raise SettingError(f'no data: give {setting("data", "digits")}, a folder with train and validation in it, or '
                            f'{setting("dataset", "torch/cifar100")}')
+    if channels not in (1, 3):
+        raise SFTeacherError(f'{setting("input_size")} with {channels} channels: images are read as grey (1) or RGB '
+                             f'(3); for others give fit loaders of your own')
     train, validation = (_open(config, is_training, seed, channels) for is_training in (True, False))
+    if same := same_files(getattr(train, 'reader', None), getattr(validation, 'reader', None)):
+        raise SFTeacherError(f'{len(same)} validation images are training images too, e.g. {", ".join(same[:3])}: '
+                             f'what is measured on them says nothing; take them out of one split')
     names = [class_names(d) for d in (train, validation)]
     if names[0] and names[1] and names[0] != names[1]:
         differ = sorted(set(names[0]) ^ set(names[1]))
@@ -89,114 +96,35 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
         if labels.min() < 0 or labels.max() >= num_classes:
             raise SFTeacherError(f'{split} has labels {labels.min()}..{labels.max()}, which do not fit '
                                  f'{setting("num_classes", num_classes)}: they must lie in 0..{num_classes - 1}')
-        absent = num_classes - len(np.unique(labels))
-        if absent:
-            _logger.warning('%d of %d classes have no image in %s', absent, num_classes, split)
-    return Data(train, validation, num_classes)
+        if absent := sorted(set(range(num_classes)) - set(labels.tolist())):
+            _logger.warning('%d of %d classes have no image in %s: %s', len(absent), num_classes, split,
+                            _listed(_name(names[0], label) for label in absent))
+    data = Data(train, validation, num_classes)
+    for split, dataset, labels in zip((config.train_split, config.val_split), (train, validation), found, strict=True):
+        data.contents.append(f'{split}: {_counted(dataset, labels, names[0])}')
+        if skipped := getattr(getattr(dataset, 'reader', None), 'skipped', None):
+            data.contents[-1] += f'; left out {described(skipped)}'
+            _logger.warning('%s: left out %s', split, described(skipped))
+    return data
 
 
-def create_loaders(
-        data: Data,
-        config: DataConfig,
-        train_config: TrainConfig,
-        data_config: Mapping[str, Any],
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-        with_index: bool = False,
-) -> tuple[Any, Any]:
-    """Loaders for training and validation.
-
-    Args:
-        data: The datasets.
-        config: Batch size, augmentation.
-        train_config: Seed, mixing.
-        data_config: Image size, mean, std, interpolation and crop, as `timm.data.resolve_data_config` gives them.
-        device: Where batches are delivered.
-        rank: This process.
-        world_size: Number of processes.
-        with_index: Whether training batches have a third item, the images' numbers in the data set [B].
-
-    Raises:
-        SFTeacherError: The data cannot be loaded like this.
-    """
-    if with_index and isinstance(data.train, IterableDataset):
-        raise SFTeacherError(f'{config.dataset} is read as a stream, which does not tell which images of the data set '
-                             f'a batch holds, and the method needs to know: give folders, or another method')
-    if not isinstance(data.train, IterableDataset):
-        _check_batches(len(data.train), config.batch_size, world_size, train_config.mixes)
-    batch_sizes = config.batch_size, config.validation_batch_size or config.batch_size
-    if config.in_memory or config.data == 'digits':
-        crop: dict[str, Any] = dict(crop_padding=0, hflip=0.) if config.no_aug else dict(
-            crop_padding=config.crop_padding, hflip=flip_probability(config))
-        loaders = []
-        for dataset, batch_size, is_training in zip((data.train, data.validation), batch_sizes, (True, False),
-                                                    strict=True):
-            if isinstance(dataset, IterableDataset):
-                raise SFTeacherError(f'{config.dataset} is read as a stream and cannot be kept in memory: leave out '
-                                     f'{setting("in_memory")}')
-            key = is_training, tuple(data_config['input_size']), data_config['interpolation']
-            if key not in data.decoded:
-                data.decoded[key] = load_images(dataset, data_config['input_size'], data_config['interpolation'])
-            images, labels = data.decoded[key]
-            loaders.append(InMemoryLoader(
-                images, labels, batch_size, data_config['mean'], data_config['std'], is_training=is_training, **crop,
-                seed=train_config.seed, device=device, rank=rank, world_size=world_size, with_index=with_index))
-        return loaders[0], loaders[1]
-    common: dict[str, Any] = dict(
-        input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
-        interpolation=data_config['interpolation'], num_workers=config.workers, distributed=world_size > 1,
-        persistent_workers=False, pin_memory=device.type == 'cuda', device=device)
-    training: Any = Indexed(data.train) if with_index else data.train
-    train = create_loader(
-        training, batch_size=batch_sizes[0], is_training=True, no_aug=config.no_aug,
-        scale=(config.scale[0], config.scale[1]), hflip=flip_probability(config), color_jitter=config.color_jitter,
-        auto_augment=config.aa or None, re_prob=config.reprob, **common)
-    if hasattr(train.sampler, 'set_epoch'):
-        train.sampler.seed = train_config.seed      # timm leaves it at 0: every seed would see one order
-    validation = create_loader(
-        data.validation, batch_size=batch_sizes[1], crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'], **common)
-    return IndexedLoader(train) if with_index else train, validation
+def _name(names: Any, label: int) -> str:
+    """The name of a class, where it has one."""
+    if isinstance(names, dict):
+        return next((str(name) for name, i in names.items() if i == label), str(label))
+    return str(names[label]) if label < len(names) else str(label)
 
 
-class Indexed(Dataset[Any]):
-    """A data set whose targets are pairs (label, number of the image)."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> tuple[Any, tuple[int, int]]:
-        image, label = self.dataset[number]
-        return image, (label, number)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == 'dataset':
-            super().__setattr__(name, value)
-        else:       # timm sets the transform
-            setattr(self.dataset, name, value)
-
-
-class IndexedLoader:
-    """A loader over `Indexed` whose batches are (images, labels, numbers)."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader, self.sampler = loader, loader.sampler
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for images, pairs in self.loader:
-            yield images, pairs[:, 0], pairs[:, 1]
-
-
-def flip_probability(config: DataConfig) -> float:
-    """Probability of a horizontal flip; a flipped digit is another sign."""
-    return config.hflip if config.hflip is not None else 0. if config.data == 'digits' else 0.5
+def _counted(dataset: Any, labels: np.ndarray[Any, Any] | None, names: Any) -> str:
+    """How many images a split has, of each class if there are few."""
+    if labels is None:
+        return 'read as a stream' if isinstance(dataset, IterableDataset) else f'{len(dataset)} images'
+    kinds, counts = np.unique(labels, return_counts=True)
+    text = f'{len(labels)} images of {len(kinds)} classes'
+    if len(kinds) <= 12:
+        return f'{text} ({", ".join(f"{_name(names, k)} {n}" for k, n in zip(kinds.tolist(), counts, strict=True))})'
+    few, many = counts.argmin(), counts.argmax()
+    return f'{text} ({counts[few]} of {_name(names, kinds[few])} to {counts[many]} of {_name(names, kinds[many])})'
 
 
 def class_names(dataset: Any) -> dict[str, int] | list[str]:
@@ -220,20 +148,20 @@ def targets(dataset: Any) -> np.ndarray | None:
 def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> Any:
     if config.data == 'digits':
         return DigitsDataset(is_training)
-    split = config.train_split if is_training else config.val_split
-    root: str | None = config.data or None
+    split, other = (config.train_split, config.val_split)[::1 if is_training else -1]
+    mode = 'RGB' if channels == 3 else 'L'
     if not config.dataset:
-        other = _find(Path(config.data), config.val_split if is_training else config.train_split)
-        root = str(_find(Path(config.data), split))
-        if Path(root).resolve() == other.resolve():
-            raise SFTeacherError(f'training and validation would both read {root}: give another '
-                                 f'{setting("val_split")}')
+        return _open_files(config, _find(Path(config.data), split), _find(Path(config.data), other), mode)
+    if split == other:
+        raise SFTeacherError(f'training and validation would both read {config.dataset}, split {split}: give another '
+                             f'{setting("val_split")}')
+    root = config.data or None
     try:
         dataset = create_dataset(
-            config.dataset, root=root, split=split, search_split=bool(config.dataset),
+            config.dataset, root=root, split=split,
             class_map=config.class_map,     # type: ignore[arg-type]
             download=config.dataset_download, is_training=is_training, batch_size=config.batch_size, seed=seed,
-            input_img_mode='RGB' if channels == 3 else 'L')
+            input_img_mode=mode)
         count = len(dataset)
     except Exception as error:      # readers raise whatever their libraries raise
         raise SFTeacherError(f'{config.dataset or root}, split {split}: no images can be read from it '
@@ -243,6 +171,27 @@ def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> An
     return dataset
 
 
+def _open_files(config: DataConfig, root: Path, other: Path, mode: str) -> ImageFiles:
+    """A split in a folder or tar."""
+    here, there = root.resolve(), other.resolve()
+    if here == there:
+        raise SFTeacherError(f'training and validation would both read {root}: give another {setting("val_split")}')
+    if here in there.parents or there in here.parents:
+        raise SFTeacherError(f'{max(root, other)} lies in {min(root, other)}, and training and validation would share '
+                             f'its images: give two folders beside each other as {setting("train_split")} and '
+                             f'{setting("val_split")}')
+    if config.class_map and not any(p.is_file() for p in (Path(config.class_map), root / config.class_map)):
+        raise SFTeacherError(f'{setting("class_map", config.class_map)} is no file, here or in {root}: no images '
+                             f'can be read from it without')
+    try:
+        reader = (FolderReader if root.is_dir() else tar_reader)(root, config.class_map)
+    except Exception as error:      # tarfile, pickle and timm raise whatever they like
+        reason = str(error) if isinstance(error, SFTeacherError) else f'{type(error).__name__}: {error}'
+        raise SFTeacherError(f'{root}, split {root.name.removesuffix(".tar")}: no images can be read from it '
+                             f'({reason})') from error
+    return ImageFiles(str(root), reader=reader, input_img_mode=mode)    # type: ignore[no-untyped-call]
+
+
 def _find(root: Path, split: str) -> Path:
     """The folder or tar of a split. timm would quietly read the whole of `root` where there is none."""
     if not root.is_dir():
@@ -250,9 +199,10 @@ def _find(root: Path, split: str) -> Path:
                              f'folders or as .tar files (they need not be named {split}: see '
                              f'{setting("train_split")} and {setting("val_split")})')
     for name in (split, *_SYNONYMS.get(split, ())):
-        for path in (root / name, root / f'{name}.tar'):
-            if path.exists():
-                return path
+        if (root / name).is_dir():
+            return root / name
+        if (root / f'{name}.tar').is_file():
+            return root / f'{name}.tar'
     raise SFTeacherError(f'there is no {split} in {root}, neither a folder nor a .tar; there are: '
                          f'{_listed(p.name for p in root.iterdir())}. Name yours with '
                          f'{setting("train_split")} and {setting("val_split")}')
@@ -261,14 +211,3 @@ def _find(root: Path, split: str) -> Path:
 def _listed(names: Iterable[str]) -> str:
     names = sorted(names)
     return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '') or 'nothing'
-
-
-def _check_batches(count: int, batch_size: int, world_size: int, mixes: bool) -> None:
-    if count < batch_size * world_size:
-        ranks = f' on each of {world_size} processes' if world_size > 1 else ''
-        raise SFTeacherError(f'{count} training images are fewer than one batch of {batch_size}{ranks}: choose a '
-                             f'{setting("batch_size")} of at most {max(count // world_size, 1)}'
-                             + (f', and fewer than {world_size} processes' if count < world_size else ''))
-    if mixes and batch_size % 2:
-        raise SFTeacherError(f'mixup and cutmix pair the images of a batch: '
-                             f'{setting("batch_size", batch_size)} must be even')

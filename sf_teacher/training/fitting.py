@@ -77,6 +77,11 @@ def _loading_processes(stop: Stop) -> Iterator[None]:
     """Tell a signal that reached the loading processes first from one of them that died."""
     try:
         yield
+    except SFTeacherError as error:
+        text = str(error)
+        if text.startswith('Caught SFTeacherError in DataLoader'):      # it brings the traceback along
+            raise SFTeacherError(text.rstrip().rpartition('SFTeacherError: ')[2]) from None
+        raise
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise

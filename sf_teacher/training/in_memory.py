@@ -14,6 +14,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 
 from ..errors import SFTeacherError
 from ..validation import setting
+from .image_files import UNREADABLE, first_line, in_mode
 
 
 def load_images(
@@ -43,12 +44,12 @@ def load_images(
     for i in range(len(dataset)):
         try:
             image, label = _read(dataset, i)
-            image = image.convert('RGB' if channels == 3 else 'L')
+            image = in_mode(image, 'RGB' if channels == 3 else 'L')
             pixels = _pixels(image) if image.size == (width, height) else transform(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except UNREADABLE as error:
             name = dataset.filename(i) if hasattr(dataset, 'filename') else f'number {i}'
-            raise SFTeacherError(f'image {name} of the dataset cannot be decoded ({error}): repair it or take it '
-                                 f'out') from error
+            raise SFTeacherError(f'image {name} of the dataset cannot be decoded ({first_line(error)}): repair it or '
+                                 f'take it out') from error
         images[i], labels[i] = torch.as_tensor(pixels), int(label)
     return images, labels
 

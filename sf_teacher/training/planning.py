@@ -22,8 +22,9 @@ from ..methods.base import Method
 from ..split.boundaries import default_input_size
 from ..validation import like_it, setting
 from .components import criterion
-from .data import Data, create_loaders, flip_probability, load_data
+from .data import Data, load_data
 from .interruption import World
+from .loaders import create_loaders, flip_probability
 from .loading import check_forward, init_device, load_teacher
 from .settings import StudentRun, TeacherRun, parse_boundaries
 
@@ -44,10 +45,11 @@ class Plan:
     eval_loader: Any
     data_config: dict[str, Any]
     metadata: dict[str, Any]
+    data: Data
 
 
-def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
-    """Build and check everything that `train_teacher` needs."""
+def plan_teacher(config: TeacherRun, data: Data | None = None, decode: bool = True) -> Plan:
+    """Build and check everything that `train_teacher` needs; with `decode` False no image is read, for a dry run."""
     if not config.teacher:
         raise SettingError('no teacher: give the timm name of one, e.g. resnet50')
     method, device = _method(config), init_device(config.device)
@@ -67,11 +69,11 @@ def plan_teacher(config: TeacherRun, data: Data | None = None) -> Plan:
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
     metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
-    return _plan(config, data, task, model, size, device, metadata)
+    return _plan(config, data, task, model, size, device, metadata, decode)
 
 
-def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
-    """Build and check everything that `distill` needs."""
+def plan_student(config: StudentRun, data: Data | None = None, decode: bool = True) -> Plan:
+    """Build and check everything that `distill` needs; `decode` as for `plan_teacher`."""
     if not config.student:
         raise SettingError(f'no student: give the timm name of one, e.g. {setting("student", "resnet18")}')
     if config.kd not in KD:
@@ -110,7 +112,7 @@ def plan_student(config: StudentRun, data: Data | None = None) -> Plan:
     metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
                 'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
                 'teacher': config.teacher or 'none'}
-    return _plan(config, data, task, student, size, device, metadata)
+    return _plan(config, data, task, student, size, device, metadata, decode)
 
 
 def _plain(student: nn.Module, teacher: nn.Module, loss: nn.Module, config: StudentRun, device: torch.device) \
@@ -145,6 +147,7 @@ def _plan(
         size: Any,
         device: torch.device,
         metadata: dict[str, Any],
+        decode: bool,
 ) -> Plan:
     asked = {'input_size': size or default_input_size(model, config.model_kwargs), 'mean': config.mean,
              'std': config.std, 'interpolation': config.interpolation, 'crop_pct': config.crop_pct}
@@ -162,10 +165,10 @@ def _plan(
                      **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})
     world = World.current()
     with_index = isinstance(task, JointTask) and task.method.needs_index
-    loaders = create_loaders(data, config, config, data_config, device, world.rank, world.size, with_index)
+    loaders = create_loaders(data, config, config, data_config, device, world.rank, world.size, with_index, decode)
     metadata |= {'data': config.data or config.dataset, 'seed': config.seed, 'epochs': config.epochs,
                  'settings': _chosen(config)}
-    return Plan(config, task, *loaders, data_config, metadata)
+    return Plan(config, task, *loaders, data_config, metadata, data)
 
 
 def _say(model: nn.Module, **facts: Any) -> None:

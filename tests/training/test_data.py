@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from sf_teacher import SFTeacherError
-from sf_teacher.training.data import DigitsDataset, class_names, create_loaders, flip_probability, load_data, targets
+from sf_teacher.training.data import DigitsDataset, class_names, load_data, targets
 from sf_teacher.training.in_memory import InMemoryLoader, load_images
+from sf_teacher.training.loaders import create_loaders, flip_probability
 from sf_teacher.training.settings import DataConfig, TrainConfig
 
 from . import training_runs as runs

@@ -9,8 +9,9 @@ import torch
 from timm.task import ClassificationTask
 
 from sf_teacher import SFTeacherError, training
-from sf_teacher.training.data import Data, create_loaders, load_data
+from sf_teacher.training.data import Data, load_data
 from sf_teacher.training.in_memory import load_images
+from sf_teacher.training.loaders import create_loaders
 from sf_teacher.training.planning import load_teacher, plan_student
 from sf_teacher.training.run_folder import RunFolder
 from sf_teacher.training.settings import DataConfig, StudentRun, TrainConfig

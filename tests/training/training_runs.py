@@ -16,8 +16,9 @@ from sf_teacher import training
 from sf_teacher.methods import METHODS
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
-from sf_teacher.training.data import create_loaders, load_data
+from sf_teacher.training.data import load_data
 from sf_teacher.training.in_memory import InMemoryLoader
+from sf_teacher.training.loaders import create_loaders
 from sf_teacher.training.settings import DataConfig, TrainConfig
 
 SIZE, CLASSES = (3, 16, 16), 4

@@ -1,0 +1,221 @@
+"""Image folders as people have them: nothing vanishes without a word, and nothing that is no image becomes a class."""
+import logging
+import os
+import shutil
+import socket
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sf_teacher import SFTeacherError, cli, training
+from sf_teacher.training.data import class_names, load_data
+from sf_teacher.training.image_files import FolderReader, ImageFiles, in_mode, scan, suffixes
+from sf_teacher.training.in_memory import load_images
+from sf_teacher.training.loaders import create_loaders
+from sf_teacher.training.settings import DataConfig, TrainConfig
+
+from . import training_runs as runs
+
+
+@pytest.fixture
+def root(tmp_path):
+    return runs.folder(tmp_path / 'data')
+
+
+def load(root, **kwargs):
+    return load_data(DataConfig(data=str(root), **kwargs))
+
+
+def test_every_format_that_pillow_decodes_is_read(root):
+    expected = load_images(load(root).train, runs.SIZE)[0]
+    for i, path in enumerate(sorted(root.rglob('*.png'))):
+        suffix = ('.webp', '.bmp', '.tif', '.PNG')[i % 4]
+        Image.open(path).save(path.with_suffix(suffix), lossless=True)
+        path.unlink()
+    data = load(root)
+    assert len(data.train) == len(data.validation) == 24
+    assert torch.equal(load_images(data.train, runs.SIZE)[0], expected)
+
+
+def test_tars_hold_the_same_formats_and_say_what_they_leave_out(root, tmp_path, caplog):
+    for path in sorted((root / 'train').rglob('*.png'))[::2]:
+        Image.open(path).save(path.with_suffix('.webp'), lossless=True)
+        path.unlink()
+    (root / 'train/class1/notes.txt').write_text('x')
+    with tarfile.open(root / 'train.tar', 'w') as tar:
+        tar.add(root / 'train', arcname='.')
+    expected = load_images(load(root).train, runs.SIZE)
+    shutil.rmtree(root / 'train')
+    data = load(root)
+    images = load_images(data.train, runs.SIZE)
+    assert torch.equal(images[0], expected[0]) and torch.equal(images[1], expected[1])
+    assert 'train: left out 1 no images by their ending, or of no class: notes.txt' in caplog.text
+    (root / 'train.tar').unlink()
+    with tarfile.open(root / 'train.tar', 'w') as tar:
+        tar.add(root / 'validation', arcname='.')
+        tar.add(root / 'validation/class0', arcname='.ipynb_checkpoints')
+    with pytest.raises(SFTeacherError, match=r'holds a hidden folder: .ipynb_checkpoints, which would be a class'):
+        load(root)
+
+
+def test_what_is_left_out_is_counted_and_named(root, caplog):
+    train = root / 'train'
+    (train / '.ipynb_checkpoints').mkdir()
+    shutil.copy(next(train.rglob('*.png')), train / '.ipynb_checkpoints/copy.png')
+    (train / '__MACOSX').mkdir()
+    shutil.copy(next(train.rglob('*.png')), train / 'class0/._0.png')
+    shutil.copy(next(train.rglob('*.png')), train / 'loose.png')
+    for name in ('a.svg', 'b.npy', 'c.txt', 'd.json'):
+        (train / 'class0' / name).write_text('x')
+    (train / 'class9').mkdir()
+    (train / 'class0/gone.png').symlink_to(root / 'nowhere.png')
+    os.mkfifo(train / 'class1/pipe.png')
+    with socket.socket(socket.AF_UNIX) as s:
+        os.chdir(train / 'class1')      # a socket's path is short
+        s.bind('socket.png')
+        os.chdir(root)
+        caplog.set_level(logging.WARNING)
+        data = load(root)
+    assert len(data.train) == 24 and list(class_names(data.train)) == [f'class{i}' for i in range(4)]
+    for text in ('3 hidden: ', '.ipynb_checkpoints', '1 in no folder of a class: loose.png',
+                 '4 no images by their ending: a.svg, b.npy, c.txt ...', '1 folders without an image: class9',
+                 '1 links to nothing: gone.png', '2 no regular files: pipe.png, socket.png'):
+        assert text in caplog.text
+        assert text in data.contents[0]
+    assert data.contents[0].startswith('train: 24 images of 4 classes (class0 6, class1 6, class2 6, class3 6); left')
+    assert data.contents[1] == 'validation: 24 images of 4 classes (class0 6, class1 6, class2 6, class3 6)'
+
+
+def test_many_classes_are_summarised(tmp_path):
+    runs.folder(tmp_path / 'data', count=1, classes=20)
+    shutil.copy(tmp_path / 'data/train/class3/3.png', tmp_path / 'data/train/class3/3b.png')
+    assert load(tmp_path / 'data').contents[0] == 'train: 21 images of 20 classes (1 of class0 to 2 of class3)'
+
+
+def test_loops_of_links_are_not_followed(root, caplog):
+    (root / 'train/class0/again').symlink_to(root / 'train')
+    (root / 'train/class1/other').symlink_to(root / 'train/class2')     # a link, and no loop
+    (root / 'train/class2/back').symlink_to(root / 'train/class1')
+    found, skipped = scan(root / 'train')
+    assert len(found) == 24 + 6 + 6
+    assert sorted(os.path.basename(p) for p in skipped['links back to a folder around them']) == [
+        'again', 'back', 'other']
+
+
+def test_an_unreadable_folder_is_an_error(root, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('class2'):
+            raise PermissionError(13, 'Permission denied')
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(SFTeacherError, match=r'class2 cannot be read \(Permission denied\): make it readable'):
+        load(root)
+
+
+def test_absent_classes_are_named(root, caplog):
+    (root / 'map.txt').write_text('class0\nclass1\nclass2\nclass3\nbird\n')
+    load(root, class_map=str(root / 'map.txt'))
+    assert '1 of 5 classes have no image in train: bird' in caplog.text
+    (root / 'map.txt').write_text('class0\nclass1\nclass2\n')
+    load(root, class_map=str(root / 'map.txt'))
+    assert '6 of a class that the class map does not have: 3.png' in caplog.text
+
+
+OVERLAPS = [
+    (dict(train_split='.'), r'validation lies in .*, and training and validation would share its images'),
+    (dict(val_split=''), r'train lies in .*, and training and validation would share its images: give two folders'),
+    (dict(val_split='train'), 'training and validation would both read .*train'),
+    (dict(val_split='train/class0'), 'class0 lies in .*train'),
+    (dict(val_split='link'), 'training and validation would both read'),
+    (dict(val_split='copy'), '24 validation images are training images too, e.g. .*png: what is measured on them'),
+    (dict(val_split='one'), '1 validation images are training images too, e.g. .*copied.png'),
+    (dict(val_split='hard'), '24 validation images are training images too'),
+]
+
+
+@pytest.mark.parametrize(('splits', 'message'), OVERLAPS, ids=lambda v: '-'.join(v.values()) if type(v) is dict else '')
+def test_splits_that_overlap_are_refused(splits, message, root):
+    (root / 'link').symlink_to(root / 'train')
+    shutil.copytree(root / 'train', root / 'copy')
+    shutil.copytree(root / 'train', root / 'hard', copy_function=os.link)
+    shutil.copytree(root / 'validation', root / 'one')
+    Image.new('RGB', (16, 16), 'red').save(root / 'train/class0/copied.png')
+    shutil.copy(root / 'train/class0/copied.png', root / 'one/class0/copied.png')
+    with pytest.raises(SFTeacherError, match=message):
+        load(root, **splits)
+
+
+def test_splits_of_one_dataset_must_differ():
+    with pytest.raises(SFTeacherError, match='both read torch/cifar100, split train: give another val_split'):
+        load_data(DataConfig(dataset='torch/cifar100', val_split='train'))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(root):
+    values = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    for path in (root / 'train').rglob('*.png'):
+        Image.fromarray(values).save(path)
+    images, _ = load_images(load(root).train, runs.SIZE)
+    expected = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    assert all(torch.equal(channel, expected) for channel in images[0])
+    stream = load(root).train
+    assert isinstance(stream, ImageFiles) and np.array_equal(np.asarray(stream[0][0])[..., 0], expected.numpy())
+    for image in (Image.new('F', (4, 4)), Image.new('I', (4, 4))):
+        with pytest.raises(ValueError, match='numbers of 32 bits have no known range; store it with 8 or 16 bits'):
+            in_mode(image, 'RGB')
+
+
+def test_channels_other_than_one_and_three(root):
+    for channels in (2, 4):
+        with pytest.raises(SFTeacherError, match=f'input_size with {channels} channels: images are read as grey'):
+            load_data(DataConfig(data=str(root)), channels=channels)
+    assert cli.main(['train', 'test_resnet', '--method', 'none', '--data', str(root), '--input-size', '4', '16', '16',
+                     '--output', str(root / 'run'), '--device', 'cpu']) == 1
+
+
+@pytest.mark.parametrize('more', [['--in-memory'], ['--workers', '0'], []], ids=str)
+def test_a_dry_run_decodes_nothing(more, root, tmp_path, capsys, monkeypatch):
+    for path in root.rglob('*.png'):
+        path.write_bytes(b'no image')
+    monkeypatch.setattr(Image, 'open', lambda *args: pytest.fail('decoded'))
+    args = ['train', 'test_resnet', '--method', 'none', '--data', str(root), '--input-size', '3', '16', '16',
+            '--batch-size', '8', '--device', 'cpu', '--output', str(tmp_path / 'run'), '--dry-run']
+    assert cli.main(args + more) == 0
+    assert 'epochs of 3 batches of 8' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_corrupt_image_is_named_when_it_is_met(workers, root, capfd):
+    for path in (root / 'train').rglob('*.png'):
+        path.write_bytes(path.read_bytes()[:60])
+    config = DataConfig(data=str(root), batch_size=8, workers=workers)
+    loaders = create_loaders(load_data(config), config, TrainConfig(), runs.DATA_CONFIG, torch.device('cpu'))
+    with pytest.raises(SFTeacherError, match=r'^image class\d/\d+.png of the dataset cannot be decoded \(.*\): repair '
+                                             r'it or take it out$'):
+        training.fit(runs.task('plain'), *loaders, runs.settings(epochs=1, mixup=0.))
+
+
+def test_a_decompression_bomb_is_named(root, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    with pytest.raises(SFTeacherError, match=r'image class0/0.png .* cannot be decoded \(Image size \(256 pixels\) '
+                                             'exceeds limit'):
+        load_images(load(root).train, runs.SIZE)
+    with pytest.raises(SFTeacherError, match='exceeds limit'):
+        load(root).train[0]
+
+
+def test_a_flat_folder_without_classes(root):
+    with pytest.raises(SFTeacherError, match=r'Found 0 images in .*6 in no folder of a class: 0.png.*lie in a folder '
+                                             'for each class'):
+        FolderReader(root / 'train/class0')
+    reader = FolderReader(root / 'train/class0', labels='none')
+    assert len(reader) == 6 and reader[0][1] == -1
+
+
+def test_formats_that_run_programs_or_hold_films_are_not_read():
+    assert {'.jpg', '.webp', '.bmp', '.png'} <= suffixes() and not suffixes() & {'.eps', '.ps', '.pdf', '.mpg', '.h5'}
