@@ -69,12 +69,12 @@ class MethodLoss(nn.Module):
         io_dict = teacher_io_dict if self.is_from_teacher else student_io_dict
         logits = self._output(io_dict, self.module_path)
         output = self._output(io_dict, self.branches_path)
-        if not isinstance(output, dict) or set(output) != {'logits', 'step'}:
+        if not isinstance(output, dict) or set(output) != {'logits', 'step', 'active'}:
             raise SFTeacherError(f'{type(self).__name__}: {self.branches_path!r} is not the branch_output of '
                                  f'Teacher4{self.method_class.__name__}, its output is a {type(output).__name__}')
         step = output['step']
-        if (step.output is not None) != self.method.active:
-            runs = 'run' if step.output is not None else 'do not run'
+        if output['active'] != self.method.active:
+            runs = 'run' if output['active'] else 'do not run'
             raise SFTeacherError(f'{type(self).__name__}: the branches {runs}, but by its `method` they should be '
                                  f'{"used" if self.method.active else "left out"}: give the wrapper and the '
                                  f'loss the same `method`')

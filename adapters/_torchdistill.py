@@ -172,7 +172,8 @@ class Teacher4Method(AuxiliaryModelWrapper):
         if not self._parallel:
             self._parallel.append(wrap_if_distributed(self.model, **self._parallel_kwargs))
         logits, maps, output = self._parallel[0](x)
-        self._handed_over = {'logits': logits, 'step': self.model.step(x, logits, maps, output)}
+        self._handed_over = {'logits': logits, 'step': self.model.step(x, logits, maps, output),
+                             'active': self.model.method.active}
         return logits
 
     def secondary_forward(self, *args: Any, **kwargs: Any) -> None:
@@ -196,7 +197,8 @@ class Teacher4Method(AuxiliaryModelWrapper):
         if self.ckpt_file_path is not None:
             make_parent_dirs(self.ckpt_file_path)
             state = {} if self.branches is None else self.branches.state_dict()
-            torch.save({'model': state, 'epoch': self._epoch}, self.ckpt_file_path)
+            memory = getattr(self.branches, 'memory', {})
+            torch.save({'model': state, 'memory': memory, 'epoch': self._epoch}, self.ckpt_file_path)
         if self._export is not None and self._export_is_due():
             folder = sf_teacher.export(self.teacher, metadata=self._metadata, **self._export)
             self._export['overwrite'] = True    # from now on it is this run's own
@@ -234,6 +236,8 @@ class Teacher4Method(AuxiliaryModelWrapper):
             state = torch.load(path, map_location='cpu', weights_only=True)
             if self.branches is not None:
                 self.branches.load_state_dict(state['model'])
+                if state.get('memory'):
+                    self.branches.memory = state['memory']
             self._epoch = state['epoch']
         except Exception as error:
             raise SFTeacherError(

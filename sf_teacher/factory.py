@@ -63,6 +63,8 @@ def wrap(
     teacher_kwargs, student_kwargs = dict(teacher_kwargs or {}), dict(student_kwargs or {})
     if isinstance(teacher, str):
         teacher_kwargs = {'pretrained': pretrained, **teacher_kwargs}
+        if config.trained_teacher:
+            _check_trained(teacher, 'teacher', teacher_kwargs, config)
         teacher = create_model(teacher, 'teacher', num_classes, input_size, teacher_kwargs)
     elif pretrained or teacher_kwargs:
         raise SFTeacherError('pretrained and teacher_kwargs are for a teacher given by name; this one is a '
@@ -79,12 +81,23 @@ def wrap(
     if student_kwargs and not any(isinstance(s, str) for s in students):
         raise SFTeacherError(f'student_kwargs={student_kwargs} are for students given by name, and none is: build the '
                              f'student as you want it before wrapping')
+    for student in students:
+        if config.trained_students and isinstance(student, str):
+            _check_trained(student, 'student', student_kwargs, config)
     with torch.random.fork_rng(devices=[]):
         built = [create_model(s, 'student', num_classes, size, student_kwargs) if isinstance(s, str) else s
                  for s in students]
     task = StudentFriendlyTask(teacher, None, built, config, boundaries, size)
     task.student_names = [s if isinstance(s, str) else type(s).__name__ for s in students]
     return task
+
+
+def _check_trained(name: str, role: str, kwargs: dict[str, Any], method: Method) -> None:
+    pretrained = kwargs.get('pretrained')
+    if not pretrained and not kwargs.get('checkpoint_path') and (pretrained is not None or ':' not in name):
+        how = 'pretrained=True' if role == 'teacher' else 'student_kwargs=dict(pretrained=True)'
+        raise SFTeacherError(f'{type(method).__name__} needs a trained {role}, and {name!r} would have random weights: '
+                             f'give local-dir:FOLDER of a trained one, {how}, or a model with its weights')
 
 
 def create_model(

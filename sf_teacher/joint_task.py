@@ -73,7 +73,9 @@ class JointTask(TrainingTask):
         if module is None:
             return {}
         extra = unwrap_model(module).extra
-        return {'extra': {} if extra is None else extra.state_dict(), 'progress': asdict(self.progress)}
+        state = {'extra': {} if extra is None else extra.state_dict(), 'progress': asdict(self.progress)}
+        memory = getattr(extra, 'memory', None)
+        return state if not memory or extra is not self.joint.extra else {**state, 'memory': memory}     # EMA: none
 
     def load_task_state(
             self,
@@ -89,6 +91,8 @@ class JointTask(TrainingTask):
         extra = unwrap_model(module).extra
         if extra is not None:
             extra.load_state_dict(state['extra'], strict=strict)
+            if 'memory' in state:
+                extra.memory = dict(state['memory'])
         for name, value in state['progress'].items():
             setattr(self.progress, name, value)
 

@@ -132,7 +132,9 @@ class Method(Checked):
         """What is trained or kept beside the plain model.
 
         A module that needs the model's features has ``boundaries``, a list of those in `context.selection`; one that
-        describes itself in ``repr(task)`` has ``describe()``, which returns lines.
+        describes itself in ``repr(task)`` has ``describe()``, which returns lines. What must not be averaged by an EMA,
+        cast or broadcast, or grows with the data set, goes into ``memory``, a dict of tensors that only checkpoints
+        look at; `terms` keep it where the logits are, and the same on every process.
 
         Raises:
             SFTeacherError: The method does not work with this model or these students.

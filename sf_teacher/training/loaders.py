@@ -97,9 +97,9 @@ class Indexed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, number: int) -> tuple[Any, tuple[int, int]]:
+    def __getitem__(self, number: int) -> tuple[Any, torch.Tensor]:
         image, label = self.dataset[number]
-        return image, (label, number)
+        return image, torch.tensor([label, number])     # one tensor, as timm's collation wants it
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == 'dataset':

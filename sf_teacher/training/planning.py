@@ -62,9 +62,11 @@ def plan_teacher(config: TeacherRun, data: Data | None = None, decode: bool = Tr
         model = create_model(config.teacher, 'teacher', data.num_classes, size, kwargs).to(device)
         task = ClassificationTask(model, criterion(config), device=device, verbose=False)
     else:
+        stated = {k: v for k, v in (('mean', config.mean), ('std', config.std)) if v is not None}
         task = wrap(config.teacher, list(config.student), method=method, num_classes=data.num_classes,
                     boundaries=parse_boundaries(config.boundaries), input_size=size,
-                    pretrained=config.pretrained or None, teacher_kwargs=config.model_kwargs,
+                    pretrained=config.pretrained or None,    # the method may ask how images are brought to the teacher
+                    teacher_kwargs={**({'pretrained_cfg_overlay': stated} if stated else {}), **config.model_kwargs},
                     student_kwargs=config.student_kwargs).to(device)
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
