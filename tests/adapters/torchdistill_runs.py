@@ -92,7 +92,7 @@ def box_losses(box, steps=None):
     return losses
 
 
-def teacher_stage(num_epochs=1, hooks=('branch_output',), loss=None, **wrapper):
+def teacher_stage(num_epochs=1, hooks=('branch_output',), loss=None, name='SFTN', **wrapper):
     """Way (A)'s first stage as a dict."""
     return {
         'num_epochs': num_epochs,
@@ -100,7 +100,7 @@ def teacher_stage(num_epochs=1, hooks=('branch_output',), loss=None, **wrapper):
         'teacher': {
             'forward_proc': 'forward_batch_only',
             'auxiliary_model_wrapper': {
-                'key': 'Teacher4SFTN',
+                'key': f'Teacher4{name}',
                 'kwargs': {'students': 'test_efficientnet', 'input_size': list(SIZE), **wrapper},
             },
             'forward_hook': {'input': [], 'output': list(hooks)},
@@ -108,7 +108,7 @@ def teacher_stage(num_epochs=1, hooks=('branch_output',), loss=None, **wrapper):
         },
         'student': {'forward_proc': 'sf_teacher.skip_forward', 'requires_grad': False},
         'optimizer': sgd(),
-        'criterion': weighted('SFTNLoss', **(loss or {})),
+        'criterion': weighted(f'{name}Loss', **(loss or {})),
     }
 
 

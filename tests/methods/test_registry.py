@@ -82,7 +82,7 @@ def test_a_key_is_taken_once(registry):
 
 
 @pytest.mark.parametrize('call,message', [
-    (lambda: get_method('student_friendly_kd'), r"unknown method 'student_friendly_kd'.*: give one of 'gtn'"),
+    (lambda: get_method('student_friendly_kd'), r"unknown method 'student_friendly_kd'.*: give one of 'aid', 'gtn'"),
     (lambda: get_method(METHODS['student_friendly_kd']()), r'acts in the training of the student, not of the teacher'),
     (lambda: get_method(METHODS['sftn'](), 'student'), r'SFTN acts in the training of the teacher, not of the student'),
     (lambda: make_method('sftn', {'kl_wieght': 1.}), r"SFTN has no setting 'kl_wieght'; like it: kl_weight"),

@@ -42,7 +42,8 @@ def work(rank, world, where, output, kind, batch_size, fail, dropout, **settings
     if world > 1:
         dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{where}', rank=rank, world_size=world)
     task = frozen_norm_task(kind, dropout)
-    train, evaluation = runs.loaders(batch_size, rank=rank, world_size=world, hflip=0.5)
+    train, evaluation = runs.loaders(batch_size, rank=rank, world_size=world, hflip=0.5,
+                                     with_index=runs.needs_index(kind))
     if fail == 'nan' and rank == 1:
         train.mean[:] = float('nan')
     if fail == 'error' and rank == 1:

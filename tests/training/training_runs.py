@@ -56,14 +56,20 @@ def loaders(batch_size: int = 16, **kwargs: Any) -> tuple[InMemoryLoader, InMemo
             InMemoryLoader(*pixels(24, seed=1), batch_size, **common))
 
 
+def needs_index(kind: str) -> bool:
+    return kind in TEACHER_METHODS and METHODS[kind].needs_index
+
+
 def task(kind: str = 'teacher', model: str = 'test_resnet', **kwargs: Any) -> Any:
     """A task of each kind the loop serves: 'teacher' or a method's name, 'plain', 'distill'."""
     torch.manual_seed(0)
     net = timm.create_model(model, num_classes=CLASSES, drop_rate=0.1, **kwargs)
     if kind == 'teacher' or kind in TEACHER_METHODS:
         method = 'sftn' if kind == 'teacher' else kind
-        students = model if METHODS[method].takes_students else None
-        return sf_teacher.wrap(net, students, method=method, input_size=SIZE, student_kwargs=kwargs if students else {})
+        with torch.random.fork_rng():
+            student = timm.create_model(model, num_classes=CLASSES, **kwargs)
+        students = student if METHODS[method].takes_students else None
+        return sf_teacher.wrap(net, students, method=method, input_size=SIZE)
     if kind == 'plain':
         return ClassificationTask(net, verbose=False)
     teacher = timm.create_model(model, num_classes=CLASSES, **kwargs).eval().requires_grad_(False)
@@ -80,13 +86,14 @@ def train(output: Path | str, kind: str = 'teacher', data: str = '', die_after: 
           **kwargs: Any) -> list[dict[str, Any]]:
     """A complete run, as a process of its own or in this one; dies of SIGKILL after so many epochs, if any."""
     torch.set_num_threads(1)
-    config = settings(output, **kwargs)
+    config = settings(output, **({'mixup': 0.} if needs_index(kind) else {}), **kwargs)
     if data:
         multiprocessing.set_start_method('fork', force=True)      # loading processes without importing torch again
         data_config = DataConfig(data=data, batch_size=8, workers=2)
-        pair = create_loaders(load_data(data_config), data_config, config, DATA_CONFIG, torch.device('cpu'))
+        pair = create_loaders(load_data(data_config), data_config, config, DATA_CONFIG, torch.device('cpu'),
+                              with_index=needs_index(kind))
     else:
-        pair = loaders()
+        pair = loaders(with_index=needs_index(kind))
 
     def die(row: dict[str, Any]) -> None:
         if row['epoch'] + 1 == die_after:

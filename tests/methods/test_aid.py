@@ -1,0 +1,104 @@
+"""AID: its loss equals a reference in plain tensors; the student stays as it was trained, and gets its own images."""
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import sf_teacher
+from sf_teacher import SFTeacherError
+from sf_teacher.exporting.exporter import export
+from sf_teacher.methods.aid import AID
+
+SIZE = (3, 32, 32)
+
+
+def model(name, seed, num_classes=5, **cfg):
+    torch.manual_seed(seed)
+    made = timm.create_model(name, num_classes=num_classes, drop_rate=0.5 if seed else 0.).double()
+    made.pretrained_cfg = {**made.pretrained_cfg, **cfg}
+    with torch.no_grad():
+        for buffer in made.buffers():
+            if buffer.is_floating_point():
+                buffer += 0.1 * torch.rand_like(buffer)
+    return made
+
+
+@pytest.mark.parametrize('options', [{}, dict(teacher_weight=0., kl_weight=2., temperature=1.)])
+@pytest.mark.parametrize('stats', ['same', 'other'])
+def test_values_and_gradients_equal_the_reference(options, stats):
+    mean_t, std_t = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    mean_s, std_s = (mean_t, std_t) if stats == 'same' else ((0.1, 0.2, 0.3), (0.5, 0.25, 0.1))
+    teacher, student = model('test_resnet', 0, mean=mean_t, std=std_t), model('test_efficientnet', 1, mean=mean_s,
+                                                                              std=std_s)
+    given = copy.deepcopy(student.state_dict())
+    task = sf_teacher.wrap(teacher, student, method=AID(**options), input_size=SIZE).train()
+    images, labels = torch.randn(6, *SIZE, dtype=torch.float64), torch.arange(6) % 5
+    losses = task(images, labels)
+    pixels = images * torch.tensor(std_t).double().view(3, 1, 1) + torch.tensor(mean_t).double().view(3, 1, 1)
+    as_student = (pixels - torch.tensor(mean_s).double().view(3, 1, 1)) / torch.tensor(std_s).double().view(3, 1, 1)
+    tau, ce, kl = options.get('temperature', 4.), options.get('teacher_weight', 1.), options.get('kl_weight', 1.)
+    with torch.no_grad():
+        p_s = (student.eval()(as_student) / tau).softmax(-1)
+    z = teacher(images)
+    divergence = (p_s * (p_s.log() - (z / tau).log_softmax(-1))).sum(-1).mean()
+    expected = ce * F.cross_entropy(z, labels) + kl * tau ** 2 * divergence
+    torch.testing.assert_close(losses['loss'], expected, rtol=1e-5, atol=1e-7)     # means are single precision in timm
+    torch.testing.assert_close(torch.autograd.grad(losses['loss'], list(teacher.parameters())),
+                               torch.autograd.grad(expected, list(teacher.parameters())), rtol=1e-4, atol=1e-7)
+    held = task.branches.student
+    assert not held.training and not any(p.requires_grad for p in held.parameters()) and held is not student
+    assert all(torch.equal(v, given[k]) for m in (held, student) for k, v in m.state_dict().items())
+    assert ('a mean and standard deviation of their own' in repr(task)) == (stats == 'other')
+
+
+def test_ten_epochs_move_the_teacher_towards_the_student_and_leave_the_student_alone():
+    teacher, student = model('test_resnet', 0), model('test_efficientnet', 1)
+    task = sf_teacher.wrap(teacher, student, method=AID(teacher_weight=0.), input_size=SIZE)
+    state = copy.deepcopy(task.branches.state_dict())
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.02, momentum=0.9, weight_decay=0.1)
+    images, labels = torch.randn(32, *SIZE, dtype=torch.float64), torch.arange(32) % 5
+    found = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        losses = task.train()(images, labels)
+        losses['loss'].backward()
+        optimizer.step()
+        found.append(losses['student_kl'].item())
+    assert found[-1] < 0.5 * found[0]
+    assert all(torch.equal(v, state[k]) for k, v in task.branches.state_dict().items())
+    assert losses['branch_output'].keys() == {'student'}
+
+
+def test_students_by_name_need_weights(tmp_path, monkeypatch):
+    from ..adapters.torchdistill_runs import quick_check
+    quick_check(monkeypatch)
+    teacher = timm.create_model('test_resnet', num_classes=5)
+    message = (r"AID needs a trained student, and 'test_efficientnet' would have random weights: give "
+               r'local-dir:FOLDER of a trained one, student_kwargs=dict\(pretrained=True\), or a model')
+    for kwargs in ({}, dict(student_kwargs=dict(pretrained=False))):
+        with pytest.raises(SFTeacherError, match=message):
+            sf_teacher.wrap(teacher, 'test_efficientnet', method='aid', input_size=SIZE, **kwargs)
+    student = timm.create_model('test_efficientnet', num_classes=5)
+    folder = export(student, tmp_path / 'student', input_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    task = sf_teacher.wrap(teacher, f'local-dir:{folder}', method='aid', input_size=SIZE)
+    assert all(torch.equal(v, student.state_dict()[k]) for k, v in task.branches.student.state_dict().items())
+    assert task.branches.scale is None      # the test models' teacher has the same mean and standard deviation
+
+
+@pytest.mark.parametrize('call,message', [
+    (lambda t: sf_teacher.wrap(t, method='aid', input_size=SIZE), r'AID needs one trained student, got 0: wrap\('),
+    (lambda t: sf_teacher.wrap(t, [t, t], method='aid', input_size=SIZE), r'AID needs one trained student, got 2'),
+    (lambda t: sf_teacher.wrap(t, model('test_resnet', 1, 7), method='aid', input_size=SIZE),
+     r'student ResNet has 7 classes and the teacher 5: give one that was trained on the same data'),
+    (lambda t: sf_teacher.wrap('test_resnet', t, method='aid', num_classes=5, input_size=SIZE),
+     r"AID needs a trained teacher, and 'test_resnet' would have random weights"),
+    (lambda t: AID(temperature=0), r'AID\(temperature=0\): temperature must be a finite number > 0'),
+    (lambda t: sf_teacher.wrap(t, timm.create_model('vit_tiny_patch16_224', num_classes=5), method='aid',
+                               input_size=SIZE),
+     r'VisionTransformer does not run on one image of input_size=\(3, 32, 32\)'),
+])
+def test_bad_input(call, message):
+    with pytest.raises(SFTeacherError, match=message):
+        call(model('test_resnet', 0))

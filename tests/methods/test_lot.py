@@ -1,0 +1,67 @@
+"""LoT: teacher and students learn each from its own terms, which equal a reference in plain tensors."""
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import sf_teacher
+from sf_teacher import SFTeacherError
+from sf_teacher.methods.lot import LoT
+
+SIZE = (3, 32, 32)
+
+
+def model(name, seed, num_classes=5):
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=num_classes).double()
+
+
+@pytest.mark.parametrize('names', [['test_efficientnet'], ['test_efficientnet', 'test_resnet']])
+def test_values_and_gradients_equal_the_reference(names):
+    teacher = model('test_resnet', 0)
+    task = sf_teacher.wrap(teacher, [model(n, i + 1) for i, n in enumerate(names)], method='lot', input_size=SIZE)
+    images, labels = torch.randn(6, *SIZE, dtype=torch.float64), torch.arange(6) % 5
+    losses = task.train()(images, labels)
+    losses['loss'].backward()
+    z_t, z_s = teacher(images), [s(images) for s in task.branches.students]
+
+    def imitation(p, q):
+        p, q = (p / 1.5).softmax(-1).detach(), (q / 1.5).softmax(-1)
+        return 1.5 ** 2 * (p * (p / q).log()).sum(-1).mean()
+
+    of_teacher = F.cross_entropy(z_t, labels) + 0.5 * sum(imitation(z, z_t) for z in z_s) / len(z_s)
+    of_students = [F.cross_entropy(z, labels) + 0.5 * imitation(z_t, z) for z in z_s]
+    torch.testing.assert_close(losses['loss'], of_teacher + sum(of_students))
+    for loss, net in zip([of_teacher, *of_students], [teacher, *task.branches.students], strict=True):
+        torch.testing.assert_close(list(torch.autograd.grad(loss, list(net.parameters()))),
+                                   [p.grad for p in net.parameters()])
+
+
+def test_the_given_students_are_copied_and_start_where_they_were():
+    student = model('test_efficientnet', 1).requires_grad_(False).eval()
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    task = sf_teacher.wrap(model('test_resnet', 0), student, method=LoT(kl_weight=1.), input_size=SIZE)
+    held = task.branches.students[0]
+    assert all(torch.equal(v, before[k]) for k, v in held.state_dict().items())
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses = task.train()(torch.randn(8, *SIZE, dtype=torch.float64), torch.arange(8) % 5)
+        losses['loss'].backward()
+        optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert not any(torch.equal(p, before[k]) for k, p in held.named_parameters() if p.ndim > 1)
+    assert losses['branch_output'].keys() == {'student0'} and 'student0: EfficientNet, whole' in repr(task)
+
+
+@pytest.mark.parametrize('call,message', [
+    (lambda: sf_teacher.wrap(model('test_resnet', 0), method='lot', input_size=SIZE), r'LoT needs a student: wrap\('),
+    (lambda: sf_teacher.wrap(model('test_resnet', 0), model('test_resnet', 1, 7), method='lot', input_size=SIZE),
+     r'student ResNet has 7 classes and the teacher 5: build both with the same num_classes'),
+    (lambda: sf_teacher.wrap(model('test_resnet', 0), 'test_resnet', method='lot', input_size=SIZE,
+                             boundaries=['layer1']), r'LoT attaches nothing at boundaries'),
+    (lambda: LoT(temperature=-1), r'LoT\(temperature=-1\): temperature must be a finite number > 0'),
+])
+def test_bad_input(call, message):
+    with pytest.raises(SFTeacherError, match=message):
+        call()
