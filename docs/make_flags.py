@@ -1,10 +1,16 @@
-"""Write docs/flags.md from the command line's own parsers: `python docs/make_flags.py`. A test checks it."""
+"""Write docs/flags.md from the command line's own parsers and the methods' options: `python docs/make_flags.py`.
+
+A test checks it.
+"""
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sf_teacher.cli.app import parsers
+from sf_teacher.methods import METHODS
 
 FILE = Path(__file__).with_name('flags.md')
 HEAD = """# Commands and flags of `sf-teacher`
@@ -19,6 +25,13 @@ has an opposite, `--no-...`, unless it is called so itself.
 
 Exit codes: 0; 1 if it failed; 2 for settings that cannot be; 128 and the signal's number if it was stopped.
 `sf-teacher --print-completion bash` prints the completion of bash, or of zsh.
+"""
+
+METHOD_HEAD = """
+## Options of the methods
+
+Arguments of their classes, and of `--method-kwargs`. Where a default comes from:
+[how sure each detail is](methods.md#how-sure-each-detail-is).
 """
 
 
@@ -36,7 +49,17 @@ def flags() -> str:
             lines.append(f'### {title}\n')
             lines.append('As for `train`.\n' if text in seen else text + '\n')
             seen.add(text)
+    lines.append(METHOD_HEAD)
+    for method in METHODS.values():
+        lines += [f'### {method.__name__} (`{method.key}`)\n', '| option | default | from | meaning |',
+                  '|---|---|---|---|', *(_option(f) for f in fields(method)), '']
     return '\n'.join(lines)
+
+
+def _option(f: Any) -> str:
+    allowed = f'; one of {", ".join(f.metadata["choices"])}' if f.metadata['choices'] else ''
+    row = f'| `{f.name}` | `{f.default!r}` | {f.metadata["source"]} | {f.metadata["help"]}{allowed} |'
+    return row.replace('||', '\\|\\|')
 
 
 def _example(parser: argparse.ArgumentParser) -> str:

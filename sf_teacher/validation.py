@@ -6,13 +6,13 @@ Messages speak as the user wrote: arguments in Python, flags on the command line
 from __future__ import annotations
 
 import difflib
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import SettingError
 
@@ -20,7 +20,7 @@ Config = TypeVar('Config', bound='Checked')
 LARGEST = 2 ** 31 - 1       # of a whole number without a limit of its own
 _SHOWN = 80                 # characters of a value in a message
 _NAMES = {bool: ('True or False', ''), int: ('a whole number', 'whole numbers'),
-          float: ('a finite number', 'finite numbers'), str: ('text', 'texts')}
+          float: ('a finite number', 'finite numbers'), str: ('text', 'texts'), dict: ('settings by name', '')}
 
 
 def option(
@@ -61,11 +61,11 @@ class Checked:
 
     def __post_init__(self) -> None:
         problems, cls = [], type(self)
-        for f, hint, validate in _validators(cls):      # type: ignore[arg-type]    # classes are hashable
+        for f, kind, validate in _validators(cls):      # type: ignore[arg-type]    # classes are hashable
             try:
                 object.__setattr__(self, f.name, validate(getattr(self, f.name)))
             except ValueError as error:
-                problems.append(_problem(cls, f, hint, getattr(self, f.name), error))
+                problems.append(_problem(cls, f, kind, getattr(self, f.name), error))
         if problems:
             raise SettingError('\n'.join(problems))
 
@@ -156,67 +156,68 @@ def shortened(text: str) -> str:
 
 # Types and ranges
 
+class Kind(NamedTuple):
+    """An annotation: what each value is, whether there are many, and whether there may be none."""
+    item: Any
+    many: bool
+    optional: bool
+
+    @classmethod
+    def of(cls, hint: Any) -> Kind:
+        """Read an annotation such as ``float``, ``tuple[int, ...] | None`` or ``dict[str, Any]``."""
+        kinds = [k for k in get_args(hint) if k is not type(None)]
+        optional = get_origin(hint) in (Union, UnionType) and len(kinds) == 1
+        inner = kinds[0] if optional else hint
+        many = get_origin(inner) is tuple
+        return cls(get_args(inner)[0] if many else inner, many, optional)
+
+
 @cache
-def _validators(cls: type) -> list[tuple[Any, Any, Any]]:
-    """Of each field: the field, its annotation, and the function that checks a value and returns it."""
+def _validators(cls: type) -> list[tuple[Any, Kind, Any]]:
+    """Of each field: the field, its kind, and the function that checks a value and returns it."""
     from pydantic import ConfigDict, TypeAdapter
 
-    if not fields(cls):
-        return []
     strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    hints = get_type_hints(cls)
-    return [(f, hints[f.name], TypeAdapter(_limited(hints[f.name], f.metadata), config=strict).validate_python)
-            for f in fields(cls)]
+    hints = get_type_hints(cls) if fields(cls) else {}
+    kinds = [(f, Kind.of(hints[f.name])) for f in fields(cls)]
+    return [(f, kind, TypeAdapter(_limited(kind, f.metadata), config=strict).validate_python) for f, kind in kinds]
 
 
-def _limited(hint: Any, metadata: Mapping[str, Any]) -> Any:
+def _limited(kind: Kind, metadata: Mapping[str, Any]) -> Any:
     """The annotation with the limits of its numbers or texts."""
     from pydantic import Field, Strict
 
-    if get_origin(hint) in (Union, types.UnionType):
-        return Union[tuple(_limited(kind, metadata) for kind in get_args(hint))]    # noqa: UP007, made at run time
-    if get_origin(hint) is tuple:
-        return Annotated[tuple[_limited(get_args(hint)[0], metadata), ...], Strict(False)]      # type: ignore[misc]
+    hint: Any = kind.item
     if hint is str and metadata.get('choices'):
-        return Literal[metadata['choices']]
-    if hint in (int, float):
-        limits: dict[str, Any] = {'ge': metadata.get('low'), 'gt': metadata.get('above'), 'le': metadata.get('high')}
-        if hint is int and limits['le'] is None:
-            limits['le'] = LARGEST
-        return Annotated[hint, Field(**{k: v for k, v in limits.items() if v is not None})]
-    return hint
+        hint = Literal[metadata['choices']]
+    elif hint in (int, float):
+        largest = LARGEST if hint is int else None
+        hint = Annotated[hint, Field(ge=metadata.get('low'), gt=metadata.get('above'),
+                                     le=largest if metadata.get('high') is None else metadata['high'])]
+    if kind.many:
+        hint = Annotated[tuple[hint, ...], Strict(False)]     # of lists too
+    return hint | None if kind.optional else hint
 
 
-def _problem(cls: type, f: Any, hint: Any, value: Any, error: Any) -> str:
+def _problem(cls: type, f: Any, kind: Kind, value: Any, error: Any) -> str:
     """What is wrong with a value, what is allowed, and for a wrong type how it is written right."""
-    spelling = _spelling.get()
-    kinds = [k for k in get_args(hint) if k is not type(None)] if get_origin(hint) in (Union, types.UnionType) \
-        else [hint]
-    allowed = ' or '.join(_allowed(kind, f.metadata) for kind in kinds)
-    if error.errors()[0]['type'] == 'less_than_equal' and f.metadata.get('high') is None:
-        allowed += f' and <= {LARGEST}'
-    text = f'{spelling.subject(cls, f.name, value)} must be {allowed}' + (spelling.nothing if [hint] != kinds else '')
-    if f.metadata.get('choices') and isinstance(value, str):
-        return text + like_it(value, f.metadata['choices'], '')
+    spelling, limits, choices = _spelling.get(), [], f.metadata.get('choices')
+    if kind.item in (int, float):
+        limits = [(sign, f.metadata.get(k)) for k, sign in (('low', '>='), ('above', '>'), ('high', '<='))]
+        if error.errors()[0]['type'] == 'less_than_equal' and limits[2][1] is None:
+            limits[2] = '<=', LARGEST
+    allowed = ('a list of ' if kind.many else '') + (
+        f'one of {", ".join(choices)}' if choices else _NAMES.get(get_origin(kind.item) or kind.item, (
+            f'a {kind.item}', f'{kind.item}'))[kind.many])
+    allowed = f'{allowed} ' + ' and '.join(f'{sign} {limit}' for sign, limit in limits if limit is not None)
+    text = f'{spelling.subject(cls, f.name, value)} must be {allowed.strip()}' + spelling.nothing * kind.optional
+    if choices and isinstance(value, str):
+        return text + like_it(value, choices, '')
     right: Any = None       # the value in the right type
-    if get_origin(kinds[0]) is tuple and isinstance(value, str | int | float):
+    if kind.many and isinstance(value, str | int | float):
         right = [value]
-    elif get_origin(kinds[0]) is dict:
+    elif get_origin(kind.item) is dict:
         right = {'NAME': 'VALUE'}
-    elif kinds[0] is str and isinstance(value, int | float):
+    elif kind.item is str and isinstance(value, int | float):
         right = str(value)
     return text if right is None else f'{text}, e.g. {spelling.line(f.name, right)}'
-
-
-def _allowed(kind: Any, metadata: Mapping[str, Any]) -> str:
-    several = get_origin(kind) is tuple
-    item = get_args(kind)[0] if several else kind
-    if item is str and metadata.get('choices'):
-        return f'one of {", ".join(metadata["choices"])}'
-    if get_origin(item) is dict:
-        return 'settings by name'
-    signs = {'low': '>=', 'above': '>', 'high': '<='}
-    limits = [f'{sign} {metadata[k]:g}' if isinstance(metadata[k], float) else f'{sign} {metadata[k]}'
-              for k, sign in signs.items() if metadata.get(k) is not None] if item in (int, float) else []
-    name = _NAMES.get(item, (f'a {getattr(item, "__name__", item)}',) * 2)[several]
-    return ' '.join(['a list of ' * several + name, ' and '.join(limits)]).strip()

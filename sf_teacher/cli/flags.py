@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from itertools import groupby
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from ..training.settings import DataConfig, TrainConfig
 from ..training.settings_file import in_yaml, read_yaml, to_yaml
-from ..validation import Checked, Spelling, from_dict, shortened, spelled
+from ..validation import Checked, Kind, Spelling, from_dict, shortened, spelled
 
 TITLES = {TrainConfig: 'training', DataConfig: 'data'}
 
@@ -34,7 +33,7 @@ def add_settings(parser: argparse.ArgumentParser, cls: type[Checked], leave_out:
             if f.name not in leave_out:
                 name = f.name if f.metadata['positional'] else _flag(f.name)
                 flags.add_argument(name, default=argparse.SUPPRESS, help=help_of(f).replace('%', '%%'),
-                                   **_kind(hints[f.name], f))
+                                   **_words(Kind.of(hints[f.name]), f))
 
 
 @contextmanager
@@ -124,15 +123,13 @@ def _owner(cls: type, f: Any) -> type:
     return next(c for c in reversed(cls.__mro__) if f.name in inspect.get_annotations(c))
 
 
-def _kind(hint: Any, f: Any) -> dict[str, Any]:
+def _words(kind: Kind, f: Any) -> dict[str, Any]:
     """What argparse has to know of a setting: how many words, and how each is read."""
-    kind = next(k for k in get_args(hint) if k is not type(None)) if isinstance(hint, UnionType) else hint
-    many, item = get_origin(kind) is tuple, get_args(kind)[0] if get_origin(kind) is tuple else kind
     if f.metadata['positional']:
-        return {'nargs': '*' if many else '?'}
-    if kind is bool:
+        return {'nargs': '*' if kind.many else '?'}
+    if kind.item is bool:
         return {'action': 'store_true' if f.name.startswith('no_') else argparse.BooleanOptionalAction}
-    if get_origin(kind) is dict:
+    if get_origin(kind.item) is dict:
         return {'type': key_value, 'nargs': '*', 'metavar': 'KEY=VALUE'}
-    return {'type': str if item is str else _number, 'nargs': '+' if many else None,
+    return {'type': str if kind.item is str else _number, 'nargs': '+' if kind.many else None,
             'metavar': f.name.rsplit('_', 1)[-1].upper()}
