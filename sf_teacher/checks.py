@@ -52,6 +52,18 @@ def check_model(model: nn.Module, role: str) -> None:
         raise SFTeacherError(f'{what} has no parameters to train')
 
 
+def check_placement(model: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    """Refuse a device or dtype other than the teacher's, which would move or convert its branches alone."""
+    for p in model.parameters():
+        if dtype is not None and p.is_floating_point() and p.dtype != dtype:
+            raise SFTeacherError(f'dtype={dtype} and the teacher is {p.dtype}: convert the teacher first, '
+                                 f'teacher.to({dtype}), or leave dtype out; for mixed precision keep float32 and use '
+                                 f'torch.autocast')
+        if device is not None and (p.device.type != device.type or device.index not in (None, p.device.index)):
+            raise SFTeacherError(f'device={device} and the teacher is on {p.device}: move the teacher first, '
+                                 f'teacher.to("{device}"), or leave device out')
+
+
 def logits_of(model: nn.Module, output: Any) -> torch.Tensor:
     """The logits [B, K] in what a model returned.
 

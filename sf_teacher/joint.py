@@ -8,8 +8,10 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
+from .errors import SFTeacherError
 from .methods.base import Criterion, Method, Progress, Step
 from .split.boundaries import Boundary
+from .split.tails import keep_in_eval, norms_in_eval
 from .split.teacher_taps import forward_with_maps
 
 
@@ -21,17 +23,32 @@ class JointModel(nn.Module):
         extra: The method's module, or None.
         method: The method.
         progress: Epoch and step, kept up to date by the task.
+        num_classes: K, of the logits that the method was built for.
 
     Shape:
         - input: images [B, C, H, W], and in the student's phase the frozen teacher's logits [B, K].
         - output: logits [B, K], the maps tapped, and what the method's module returned (None where it is not run).
     """
 
-    def __init__(self, model: nn.Module, extra: nn.Module | None, method: Method, progress: Progress) -> None:
+    def __init__(
+            self,
+            model: nn.Module,
+            extra: nn.Module | None,
+            method: Method,
+            progress: Progress,
+            num_classes: int,
+    ) -> None:
         super().__init__()
         self.model, self.extra, self.method, self.progress = model, extra, method, progress
+        self.num_classes, self.norms_in_eval = num_classes, norms_in_eval(model)
         if extra is not None and not method.active:
             extra.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> JointModel:
+        """As `nn.Module.train`; batch norms that were in eval mode when the model was in train mode stay in it."""
+        super().train(mode)
+        keep_in_eval(self.model, self.norms_in_eval)
+        return self
 
     @property
     def boundaries(self) -> Sequence[Boundary]:
@@ -44,6 +61,10 @@ class JointModel(nn.Module):
             reference: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor], Any]:
         logits, maps = forward_with_maps(self.model, self.boundaries, input)
+        if logits.shape[-1] != self.num_classes:
+            raise SFTeacherError(f'{type(self.model).__name__} gives {logits.shape[-1]} logits now, and '
+                                 f'{self.num_classes} when the task was made: its classifier was changed. Change it '
+                                 f'first (reset_classifier), then make the task and the optimizer')
         if not self.method.active:
             return logits, maps, None
         return logits, maps, self.method.run(self.step(input, logits, maps, reference=reference))

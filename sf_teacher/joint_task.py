@@ -22,13 +22,14 @@ class JointTask(TrainingTask):
     """
     method: Method
     criterion: Any
+    num_classes: int
 
     def join(self, model: nn.Module, extra: nn.Module | None) -> None:
         """Make the module that is trained; to be called once, at the end of a constructor."""
         if extra is not None:
             extra.to(self.device, self.dtype).train(model.training)
         self.progress = Progress()
-        self.trainable_module: Any = JointModel(model, extra, self.method, self.progress)
+        self.trainable_module: Any = JointModel(model, extra, self.method, self.progress, self.num_classes)
         self.training = self.trainable_module.training = model.training
 
     @property

@@ -75,6 +75,7 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
                                  f'{temperature:g}: build it with these')
         if watch is not None:
             simplifier.watch = watch
+        self.num_classes = classes
         self.teacher.requires_grad_(False)
         self.join(student_model, simplifier)
         self.train(student_model.training)

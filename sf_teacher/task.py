@@ -11,7 +11,7 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checks import check_batch, check_model, check_size, check_target
+from .checks import check_batch, check_model, check_placement, check_size, check_target
 from .errors import SFTeacherError
 from .joint_task import JointTask
 from .methods import get_method
@@ -33,8 +33,8 @@ class StudentFriendlyTask(JointTask):
             returns, ``'stages.1:NHWC'`` says its layout. By default the ends of the stages, paired by resolution, or by
             relative depth where a model has only one. With several students they count for each.
         input_size: (C, H, W) of the images; by default the teacher's data config.
-        device: As in timm; by default where the teacher is.
-        dtype: As in timm; by default the teacher's.
+        device: As in timm, where the teacher is; branches are moved there.
+        dtype: As in timm, the teacher's; branches are converted to it.
         verbose: As in timm.
 
     Raises:
@@ -62,6 +62,7 @@ class StudentFriendlyTask(JointTask):
     ) -> None:
         check_model(model, 'teacher')
         like = next(model.parameters())
+        check_placement(model, device, dtype)
         super().__init__(device=device or like.device, dtype=dtype or like.dtype, verbose=verbose)
         self.method = get_method(method)
         students = [students] if isinstance(students, nn.Module | str) else list(students)

@@ -51,7 +51,14 @@ class Tail(nn.Module):
         self.answer_as(cut, trace)
         _drop_unreached(self.model, cut, trace)
         self.untrained = sorted(set(model.state_dict()) - set(self.model.state_dict()))    # the student's other keys
+        self.norms_in_eval = norms_in_eval(model)
         self.train(model.training)
+
+    def train(self, mode: bool = True) -> 'Tail':
+        """As `nn.Module.train`; batch norms that were in eval mode when the student was in train mode stay in it."""
+        super().train(mode)
+        keep_in_eval(self.model, self.norms_in_eval)
+        return self
 
     def answer_as(self, cut: Cut, trace: Trace) -> None:
         """Empty the modules that only work before the boundary, and let them answer as they did in `trace`."""
@@ -133,6 +140,19 @@ class _Feature:
 def _answer(slot: _Slot, output: Any, *args: Any, **kwargs: Any) -> Any:
     """The forward of an emptied module."""
     return tree_map(lambda leaf: leaf.answer(slot) if isinstance(leaf, (_Blank, _Constant, _Feature)) else leaf, output)
+
+
+def norms_in_eval(model: nn.Module) -> set[str]:
+    """Batch norms that the user has set to eval mode, in a model that is otherwise in train mode."""
+    return {name for name, m in model.named_modules()
+            if model.training and not m.training and isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def keep_in_eval(model: nn.Module, names: Set[str]) -> None:
+    """Set the modules of these names to eval mode, as far as the model has them."""
+    for name, module in model.named_modules():
+        if name in names:
+            module.eval()
 
 
 def _at(model: nn.Module, name: str) -> nn.Module:

@@ -310,7 +310,7 @@ REFUSED = {
                         "detach_teacher_logits='false'.*must be True or False"),
     'number for a bool': (lambda: sf_teacher.GTN(require_sharing=1), 'require_sharing must be True or False'),
     'no pair': (lambda: sf_teacher.wrap(net(), net(), boundaries=[(1, 2, 3)], input_size=SIZE),
-                r'boundaries: \(1, 2, 3\) is no pair'),
+                r'boundaries: \(1, 2, 3\) is not a pair'),
     'ambiguous path': (lambda: sf_teacher.wrap(net('test_vit', img_size=32), net('test_vit', img_size=32),
                                                boundaries=['blocks.1.mlp'], input_size=SIZE),
                        r'several boundaries of the student go as well with blocks.1.mlp: name pairs'),

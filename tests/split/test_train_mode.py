@@ -196,3 +196,44 @@ def of_two_tensors():
 def test_refused_before_anything_is_built(build, message):
     with pytest.raises(SFTeacherError, match=message):
         build()
+
+
+# What the user has set, or changes later
+
+def test_batch_norm_that_was_set_to_eval_stays_in_eval():
+    teacher, student = net().train(), net().train()
+    frozen = [teacher.layer1[0].bn1, student.layer3[0].bn2]
+    for norm in frozen:
+        norm.eval()
+    task = sf_teacher.wrap(teacher, student, input_size=SIZE).eval().train()
+    tails = [branch.tail.model for branch in task.branches.branches]
+    copies = [tail.layer3[0].bn2 for tail in tails[:2]]
+    statistics = [norm.running_mean.clone() for norm in (*frozen, *copies)]
+    task(torch.randn(2, *SIZE), torch.tensor([1, 2]))
+    assert all(torch.equal(norm.running_mean, old) for norm, old in zip((*frozen, *copies), statistics, strict=True))
+    others = [m for m in task.modules() if isinstance(m, nn.BatchNorm2d) and m not in (*frozen, *copies)]
+    assert others and all(m.training for m in others)
+    whole = sf_teacher.wrap(net().eval(), net(), input_size=SIZE).train()     # a model in eval mode is no such wish
+    assert all(m.training for m in whole.modules())
+
+
+def test_a_classifier_that_is_changed_later_is_noticed():
+    task = sf_teacher.wrap(net(), net(), input_size=SIZE)
+    task.teacher.reset_classifier(7)
+    with pytest.raises(SFTeacherError, match=r'ResNet gives 7 logits now, and 10 when the task was made.*first'):
+        task(torch.randn(2, *SIZE), torch.tensor([1, 2]))
+    distillation = sf_teacher.StudentFriendlyKDTask(net(), net())
+    distillation.student.reset_classifier(0)
+    with pytest.raises(SFTeacherError, match=r'gives \d+ logits now, and 10 when'):
+        distillation(torch.randn(2, *SIZE), torch.tensor([1, 2]))
+
+
+def test_a_dtype_or_device_of_the_branches_alone_is_refused():
+    with pytest.raises(SFTeacherError, match=r'dtype=torch.bfloat16 and the teacher is torch.float32: convert the tea'):
+        sf_teacher.StudentFriendlyTask(net(), students=net(), input_size=SIZE, dtype=torch.bfloat16)
+    with pytest.raises(SFTeacherError, match=r'device=meta and the teacher is on cpu: move the teacher first'):
+        sf_teacher.StudentFriendlyTask(net(), students=net(), input_size=SIZE, device=torch.device('meta'))
+    task = sf_teacher.StudentFriendlyTask(
+        net().bfloat16(), students=net(), input_size=SIZE, dtype=torch.bfloat16, device=torch.device('cpu'))
+    images = torch.randn(2, *SIZE, dtype=torch.bfloat16)
+    assert task(images, torch.tensor([1, 2]))['loss'].dtype == torch.bfloat16
