@@ -34,6 +34,7 @@ from sf_teacher.methods import METHODS
 from sf_teacher.methods.base import Method
 
 from ._loss import MethodLoss
+from ._module_paths import remember
 from ._student_method import Teacher4StudentMethod
 from ._timm import build_model, build_teacher
 from ._torchdistill import Teacher4Method
@@ -76,7 +77,7 @@ def timm_teacher(
     data = timm.data.resolve_model_data_config(teacher)
     logger.info(f'Teacher `{model_name}` in eval mode; made for images of size {data["input_size"]} normalised with '
                 f'mean {data["mean"]} and std {data["std"]}: give it the same')
-    return teacher
+    return remember(teacher, f'sf_teacher.timm_teacher {model_name!r}')
 
 
 def torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.Module:
@@ -100,7 +101,8 @@ def torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.M
           kwargs:
             model_name: 'local-dir:./exported/resnet34-sft'
     """
-    return build_torchvision_teacher(model_name, num_classes)
+    teacher = build_torchvision_teacher(model_name, num_classes)
+    return remember(teacher, f'sf_teacher.torchvision_teacher {model_name!r}')
 
 
 def timm_model(model_name: str, **kwargs: Any) -> nn.Module:
@@ -124,7 +126,7 @@ def timm_model(model_name: str, **kwargs: Any) -> nn.Module:
           src_ckpt:
           dst_ckpt: './resource/ckpt/resnet18.pt'
     """
-    return build_model(model_name, **kwargs)
+    return remember(build_model(model_name, **kwargs), f'sf_teacher.timm_model {model_name!r}')
 
 
 def skip_forward(model: nn.Module, sample_batch: Any, *args: Any, **kwargs: Any) -> None:

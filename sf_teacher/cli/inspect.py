@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='settings of the method, e.g. width=256')
     parser.add_argument('--boundaries', nargs='+', metavar='TEACHER[:STUDENT]',
                         help="where branches go: timm's indices or module paths (default: chosen)")
+    parser.add_argument('--hooks', action='store_true',
+                        help='print instead which modules feature methods hook, and what torchvision calls them')
     parser.add_argument('--json', action='store_true', help='print the description as JSON')
 
 
@@ -26,6 +28,12 @@ def run(args: argparse.Namespace) -> None:
     from ..analysis.inspection import inspect, render
     from ..methods import make_method
 
+    if args.hooks:
+        from ..analysis.hooks import hooks, render_hooks
+
+        found = hooks(args.teacher, num_classes=args.num_classes, input_size=args.input_size)
+        print(json.dumps(found, indent=2) if args.json else render_hooks(found))
+        return
     result = inspect(args.teacher, args.students, method=make_method(args.method, dict(args.method_kwargs)),
                      num_classes=args.num_classes, boundaries=parse_boundaries(args.boundaries),
                      input_size=args.input_size)

@@ -220,6 +220,39 @@ class TestTeacherKey:
         assert sum(box_losses(box)) < first
 
 
+class TestModulePaths:
+    @pytest.mark.parametrize(('path', 'message'), [
+        ('avgpool', r"sf_teacher.timm_teacher 'local-dir:.*' has no 'avgpool': what torchvision's ResNets call so is "
+                    r"the output of 'global_pool.pool' here; near it are .*'global_pool'"),
+        ('layer4.-1.relu', r"has no 'layer4.-1.relu': .*is the input of 'layer4.1.act2' here"),
+        ('layer5', r"has no 'layer5': near it are 'layer4'.*`sf-teacher inspect MODEL --hooks` prints all"),
+        ('layer4.1.conv9', r"near it are 'layer4.1.conv")])
+    def test_a_path_that_does_not_exist_is_an_error(self, exported, path, message):
+        teacher = adapter.timm_teacher(f'local-dir:{exported}/resnet18')
+        with pytest.raises(SFTeacherError, match=message):
+            distillation_box(kd_stage(forward_hook={'input': [], 'output': [path]}), teacher)
+
+    def test_so_it_is_under_a_wrapper_in_frozen_modules_and_for_the_student(self, exported):
+        teacher = adapter.timm_teacher(f'local-dir:{exported}/resnet18')
+        hooked = kd_stage(forward_hook={'input': [], 'output': ['teacher_model.layer9']},
+                          auxiliary_model_wrapper={'key': 'Teacher4FactorTransfer', 'kwargs': {
+                              'input_module_path': 'teacher_model.layer4', 'minimal': None,
+                              'paraphraser_ckpt': 'none', 'uses_decoder': False,
+                              'paraphraser_kwargs': {'k': 0.5, 'num_input_channels': 512}}})
+        with pytest.raises(SFTeacherError, match=r"names the module 'teacher_model.layer9', and .* has no 'layer9'"):
+            distillation_box(hooked, teacher)
+        with pytest.raises(SFTeacherError, match=r"has no 'layer0'"):
+            distillation_box(kd_stage(sequential=['conv1', 'layer0']), teacher)
+        stage = kd_stage()
+        stage['student']['frozen_modules'] = ['stem']
+        with pytest.raises(SFTeacherError, match=r"sf_teacher.timm_model 'test_efficientnet' has no 'stem'"):
+            distillation_box(stage, teacher, adapter.timm_model('test_efficientnet', num_classes=10))
+
+    def test_other_models_are_left_to_torchdistill(self):
+        with pytest.raises(AttributeError, match='NoneType'):
+            distillation_box(kd_stage(forward_hook={'input': [], 'output': ['layer9']}))
+
+
 def plain_losses(method=None):
     """The reference: `sf_teacher.wrap` in a plain loop on the same batches."""
     teacher, _ = models()
