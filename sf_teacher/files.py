@@ -5,6 +5,7 @@ target, exclusively (nothing that exists is opened, a link neither), synchronise
 target, which replaces a link there instead of following it. A process that is killed leaves at most a temporary file
 or folder, whose name carries our mark and the target's name, so that nobody else's is ever taken for it.
 """
+import errno
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from typing import IO
 from .errors import SFTeacherError
 
 _MARKED = re.compile(r'\.(?P<name>.+)\.sf_teacher-[0-9a-f]{16}\.(?P<kind>tmp|old)')
+LITTLE = 2 ** 20      # bytes: a disk with less is full
 _FAILURES = (OSError, RuntimeError)     # torch reports a failed write as a RuntimeError
 
 
@@ -49,7 +51,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         if made:
             temporary.unlink(missing_ok=True)
         if isinstance(error, _FAILURES):
-            raise SFTeacherError(f'cannot write {path}: {error}. What was there before is complete') from error
+            raise SFTeacherError(f'cannot write {path}: {_reason(error, path)}. What was there before is '
+                                 f'complete') from error
         raise
 
 
@@ -95,7 +98,7 @@ def written_at_once(target: Path, check: Callable[[], object] | None = None) -> 
                 for path in made:
                     path.rmdir()
         if isinstance(error, _FAILURES):
-            raise SFTeacherError(f'cannot write {target}: {error}') from error
+            raise SFTeacherError(f'cannot write {target}: {_reason(error, target)}') from error
         raise
 
 
@@ -140,6 +143,16 @@ def remove_leftovers(folder: Path, *names: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """What went wrong, and that the disk is full if it is, which torch does not say."""
+    full = {errno.ENOSPC, errno.EDQUOT}
+    with suppress(OSError):
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if getattr(error, 'errno', None) in full or shutil.disk_usage(parent).free < LITTLE:
+            return f'the disk is full ({error})'
+    return str(error)
 
 
 def _temporary(target: Path, kind: str) -> Path:

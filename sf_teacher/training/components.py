@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import SettingError, SFTeacherError
 from ..validation import like_it, setting
+from .batches import num_classes, unpacked
 from .settings import TrainConfig
 
 
@@ -41,7 +42,8 @@ def evaluate(
     """Loss, top-1 and top-5 in percent of the model that the task hands out for evaluation, over all processes."""
     model = eval_model(task, ema).eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
-    for images, target in loader:
+    for batch in loader:
+        images, target, *_ = unpacked(batch, 'validation')
         images, target = delivered(images, target, task.device, channels_last)
         with autocast():
             output = model(images)
@@ -93,11 +95,11 @@ def check_smoothing(task: TrainingTask, config: TrainConfig) -> None:
 
 def create_mixup(task: TrainingTask, config: TrainConfig) -> Mixup:
     """timm's mixup and cutmix."""
-    num_classes = getattr(task, 'num_classes', None) or getattr(eval_model(task), 'num_classes', None)
-    if num_classes is None:
+    count = num_classes(task)
+    if count is None:
         raise SFTeacherError('mixup and cutmix need the number of classes, which neither the task nor its model has '
                              'as `num_classes`: set it, or leave mixup and cutmix at 0')
-    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=num_classes)
+    return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=count)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -113,8 +115,9 @@ def delivered(
         device: torch.device,
         channels_last: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch on the device, in the memory layout asked for."""
+    """A batch on the device, in the memory layout asked for, labels as int64."""
     images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    target = target if target.is_floating_point() else target.long()
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images, target
 
 

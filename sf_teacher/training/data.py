@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,7 +181,7 @@ def _open_files(config: DataConfig, root: Path, other: Path, mode: str) -> Image
         raise SFTeacherError(f'{max(root, other)} lies in {min(root, other)}, and training and validation would share '
                              f'its images: give two folders beside each other as {setting("train_split")} and '
                              f'{setting("val_split")}')
-    if config.class_map and not any(p.is_file() for p in (Path(config.class_map), root / config.class_map)):
+    if config.class_map and not any(os.path.isfile(p) for p in (Path(config.class_map), root / config.class_map)):
         raise SFTeacherError(f'{setting("class_map", config.class_map)} is no file, here or in {root}: no images '
                              f'can be read from it without')
     try:
@@ -194,14 +195,14 @@ def _open_files(config: DataConfig, root: Path, other: Path, mode: str) -> Image
 
 def _find(root: Path, split: str) -> Path:
     """The folder or tar of a split. timm would quietly read the whole of `root` where there is none."""
-    if not root.is_dir():
+    if not os.path.isdir(root):     # False also for what cannot be a path
         raise SFTeacherError(f'{setting("data", str(root))} is no folder: give the folder that holds the splits, as '
                              f'folders or as .tar files (they need not be named {split}: see '
                              f'{setting("train_split")} and {setting("val_split")})')
     for name in (split, *_SYNONYMS.get(split, ())):
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):
             return root / name
-        if (root / f'{name}.tar').is_file():
+        if os.path.isfile(root / f'{name}.tar'):
             return root / f'{name}.tar'
     raise SFTeacherError(f'there is no {split} in {root}, neither a folder nor a .tar; there are: '
                          f'{_listed(p.name for p in root.iterdir())}. Name yours with '

@@ -9,9 +9,9 @@ from typing import Any
 from timm.task import TrainingTask
 
 from ..errors import SFTeacherError
-from ..validation import setting
+from .batches import check_loaders
 from .components import check_smoothing, criterion, evaluate
-from .interruption import World, check_batch_norm
+from .interruption import World
 from .loop import Loop, Row
 from .run_folder import RunFolder
 from .settings import TrainConfig
@@ -31,8 +31,9 @@ def fit(
 
     Args:
         task: `StudentFriendlyTask`, or a task of `timm.task`, on its device; what it trains is trained in place.
-        train_loader: Batches (images, targets) with a length; its `set_epoch`, or its sampler's, is called.
-        eval_loader: The same for validation; None for none.
+        train_loader: Batches (images, targets) with a length, images float [B, C, H, W], targets labels [B] of any
+            whole-number type, or distributions over the classes [B, K]; its `set_epoch`, or its sampler's, is called.
+        eval_loader: The same with labels [B] for validation; None for none.
         config: Settings. With `output` the run is written there and can be resumed; without, nothing is written. Its
             `device` is not looked at: the task is where it is.
         on_epoch: Called on the first process after each epoch with the row of summary.csv.
@@ -52,10 +53,7 @@ def fit(
         ```
     """
     world = World.current()
-    if not len(train_loader):   # type: ignore[arg-type]
-        raise SFTeacherError(f'the training loader has no batch: fewer images than one batch? Lower '
-                             f'{setting("batch_size")}')
-    check_batch_norm(task, train_loader)
+    check_loaders(task, train_loader, eval_loader)
     check_smoothing(task, config)
     folder: RunFolder | None = None
     with signals() as stop, _loading_processes(stop):

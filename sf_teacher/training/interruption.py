@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.task import TrainingTask
 from torch import nn
 
 from ..errors import SFTeacherError
-from ..validation import setting
+from .batches import check_loss
 from .signals import Stop
 
 
@@ -72,6 +71,7 @@ class Guard:
             SFTeacherError: The loss of some process is not finite; names the process, the term and the branch.
             Interrupted: Some process got a signal.
         """
+        check_loss(result['loss'])
         bad, signum = not math.isfinite(result['loss'].item()), self.stop.signum
         anywhere = bad
         if self.world.size > 1:
@@ -112,16 +112,6 @@ class Guard:
         kept = f'The checkpoint after {epoch} epochs is kept in {self.kept}. ' if self.kept else ''
         return (f'Nothing was saved with it. {kept}Try another run with a lower lr, clip_grad=1, or '
                 f'amp_dtype=bfloat16 where amp is on')
-
-
-def check_batch_norm(task: TrainingTask, loader: Any) -> None:
-    batch_size = getattr(loader, 'batch_size', None) or getattr(getattr(loader, 'loader', None), 'batch_size', None)
-    if batch_size != 1:
-        return
-    for name, module in task.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise SFTeacherError(f'{setting("batch_size", 1)} does not go with batch norm ({name}), whose statistics '
-                                 f'would be those of one image: choose at least 2, better 32')
 
 
 def _not_finite(result: dict[str, Any], inputs: torch.Tensor) -> str:

@@ -1,6 +1,7 @@
 """Before a run: the device of this process, an exported teacher, and whether a model takes the images."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def load_teacher(folder: str) -> nn.Module:
         SFTeacherError: This is no folder that plain timm loads.
     """
     path = Path(folder.removeprefix('local-dir:'))
-    if not (path / 'config.json').exists() and (path / 'teacher' / 'config.json').exists():
+    if not os.path.exists(path / 'config.json') and os.path.exists(path / 'teacher' / 'config.json'):
         path = path / 'teacher'     # of a run's folder
-    missing = [name for name in ('config.json', 'model.safetensors') if not (path / name).is_file()]
+    missing = [name for name in ('config.json', 'model.safetensors') if not os.path.isfile(path / name)]
     if missing:
         raise SFTeacherError(f'{setting("teacher", folder)} is no exported timm folder ({" and ".join(missing)} '
                              f'missing): give the folder that train or export wrote, of a model that timm builds by '

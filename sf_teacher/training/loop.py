@@ -21,6 +21,7 @@ from ..errors import SFTeacherError
 from ..files import undisturbed
 from ..joint_task import JointTask
 from ..validation import setting
+from .batches import check_labels, explained, unpacked
 from .checkpoint import random_state, set_random_state
 from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
 from .interruption import Guard, World
@@ -146,7 +147,11 @@ class Loop:
         steps, batches = self.config.grad_accum_steps, len(self.train_loader)
         average, images, began = Average(), 0, time.perf_counter()
         self.optimizer.zero_grad()
-        for batch, (inputs, target, *index) in enumerate(self.train_loader):
+        indexed = isinstance(self.task, JointTask) and self.task.method.needs_index
+        for batch, given in enumerate(self.train_loader):
+            inputs, target, *index = unpacked(given, 'training', indexed)
+            if epoch == self.start and batch == 0:
+                check_labels(target, self.task, 'training')
             group = batch // steps      # the last group may be smaller
             in_group = min(steps, batches - group * steps)
             last = batch + 1 == min((group + 1) * steps, batches)
@@ -157,8 +162,14 @@ class Loop:
                                          f'{len(inputs)}: use an even {setting("batch_size")} and drop_last=True')
                 inputs, target = self.mixup(inputs, target)
             with nullcontext() if last else self.task.no_sync():
-                with self.autocast():
-                    result = self.task(inputs, target, *(i.to(self.device) for i in index))
+                try:
+                    with self.autocast():
+                        result = self.task(inputs, target, *(i.to(self.device) for i in index))
+                except Exception as error:
+                    if self.world.size > 1:     # it may follow from another process's end
+                        raise
+                    where = f'batch {batch + 1} of epoch {epoch + 1}'
+                    raise explained(error, where, inputs, target, self.task) from error
                 self.guard.check(epoch, batch, result, inputs)
                 self._step(result['loss'] / in_group if in_group > 1 else result['loss'], last)
             average.update(watched(result, target), len(inputs))

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import SettingError, SFTeacherError
@@ -49,6 +51,8 @@ def _check_output(config: TeacherRun | StudentRun, name: str) -> None:
         raise SettingError(f'no output: give the folder for the results, e.g. {setting("output", "runs/first")}')
     try:
         output = Path(config.output)
+        with suppress(FileNotFoundError):
+            os.stat(output)
         if blocking := [path for path in (output, *output.parents) if path.exists() and not path.is_dir()]:
             raise NotADirectoryError(f'Not a directory: {blocking[0]}')
     except (OSError, ValueError) as error:      # a NUL, a name that is too long
