@@ -111,8 +111,7 @@ class DataConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         written = self._written
-        if self.input_size is not None and len(self.input_size) != 3:
-            raise SettingError(f'{written("input_size")} must be three numbers, channels height width: 3 32 32')
+        _check_size(self)
         if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
             raise SettingError(f'{written("scale")} must be two fractions of the area, the smaller first: 0.08 1.0')
         if self.data == 'digits' and self.dataset:
@@ -129,18 +128,19 @@ class DataConfig(Checked):
             raise SettingError(f'{written(name)} has no effect with {setting("no_aug")}: leave out one of them')
 
 
+def _check_size(config: Any) -> None:
+    if config.input_size is not None and len(config.input_size) != 3:
+        raise SettingError(f'{setting("input_size", config.input_size)} must be three numbers, channels height width: '
+                           f'3 32 32')
+
+
 @dataclass(frozen=True)
-class TeacherRun(DataConfig, TrainConfig):
-    """`sf-teacher train`: a teacher with student branches, or, without a student, the standard teacher."""
-    teacher: str = option('', 'timm name of the teacher', positional=True)
-    student: tuple[str, ...] = option((), 'timm name of the student, or of several')
-    method: str = option('sftn', "name of the method, or 'none': a standard teacher")
+class MethodConfig(Checked):
+    """The method: which, with which options, and where."""
+    method: str = option('sftn', 'name of the method')
     method_kwargs: dict[str, Any] = option({}, 'settings of the method, e.g. kl_weight=1. temperature=4.')
     boundaries: tuple[str, ...] | None = option(
         None, "where branches go: TEACHER or TEACHER=STUDENT, timm's indices or module paths (default: chosen)")
-    pretrained: bool = option(False, 'start the teacher from pretrained weights, as local-dir:FOLDER always does')
-    model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
-    student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
 
     def __post_init__(self) -> None:
         if isinstance(self.boundaries, list | tuple):       # in YAML an index is a number
@@ -148,6 +148,31 @@ class TeacherRun(DataConfig, TrainConfig):
             named = tuple(str(b) if index else b for b, index in zip(self.boundaries, indices, strict=True))
             object.__setattr__(self, 'boundaries', named)
         super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Inspection(MethodConfig):
+    """`sf-teacher inspect`: where branches would go, before anything is trained."""
+    teacher: str = option('', "timm's name of an architecture", positional=True)
+    students: tuple[str, ...] = option((), "timm's names of students", positional=True)
+    num_classes: int | None = option(None, "classes (default: the architecture's own)", low=1)
+    input_size: tuple[int, ...] | None = option(
+        None, 'C H W of the images (default: what the teacher was made for)', low=1, high=2 ** 14)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_size(self)
+
+
+@dataclass(frozen=True)
+class TeacherRun(MethodConfig, DataConfig, TrainConfig):
+    """`sf-teacher train`: a teacher with student branches, or, without a student, the standard teacher."""
+    teacher: str = option('', 'timm name of the teacher', positional=True)
+    student: tuple[str, ...] = option((), 'timm name of the student, or of several')
+    method: str = option('sftn', "name of the method, or 'none': a standard teacher")
+    pretrained: bool = option(False, 'start the teacher from pretrained weights, as local-dir:FOLDER always does')
+    model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
+    student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
 
 
 def parse_boundaries(texts: Sequence[str] | None) -> list[Any] | None:

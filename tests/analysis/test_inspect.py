@@ -79,7 +79,7 @@ def test_settings_of_the_method(capsys):
         assert main([*args, '--method-kwargs', f'width={width}']) == 0
         parameters.append(json.loads(capsys.readouterr().out)['branch_parameters'])
     assert parameters[0] < parameters[1]
-    assert main([*args, '--method-kwargs', 'widht=32']) == 1
+    assert main([*args, '--method-kwargs', 'widht=32']) == 2
     assert "TESKD has no setting 'widht'; like it: width" in capsys.readouterr().err
 
 

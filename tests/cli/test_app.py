@@ -54,6 +54,9 @@ def test_bare_sf_teacher_shows_its_commands(capsys):
     (['train', 'resnet18', '--outptu', 'x'], 'sf-teacher train: --outptu x is not understood; like it: --output'),
     (['train', 'resnet18', '--lr'], 'sf-teacher train: argument --lr: expected one argument'),
     (['train', 'resnet18', '--lr', '0'], 'sf-teacher: --lr 0 must be a finite number > 0 and <= 100'),
+    (['inspect', 'resnet18', '--num-classes', '-3'], 'sf-teacher: --num-classes -3 must be a whole number >= 1'),
+    (['inspect', 'resnet18', '--input-size', '3', '0', '9'], '--input-size 3 0 9 must be a list of whole numbers >= 1'),
+    (['inspect', 'resnet18', '--input-size', '3', '9'], '--input-size 3 9 must be three numbers, channels height'),
     (['export', 'a', 'b'], 'export needs --model with --num-classes'),
     (['verify', '--tolerance', 'x', 'f'], "argument --tolerance: invalid float value: 'x'"),
 ])
