@@ -28,7 +28,7 @@ TINY = {
         'teacher': {'cifar': 'resnet8'}, 'student': {'cifar': 'wrn_10_1'},
         'others': {'by name': {'name': 'test_resnet'}}, 'boundaries': [['layer1', 'layer1'], ['layer2', 'layer2']]}},
     'arms': {'standard': {}, 'sftn': {
-        'method': 'sftn', 'options': {'kl_weight': 1.}, 'ramp': 0.5, 'after': 'standard'}},
+        'method': 'sftn', 'options': {'kl_weight': 1., 'kl_ramp': 0.5}, 'after': 'standard'}},
 }
 BY_NAME = {**TINY, 'arms': {'standard': {}}, 'pairs': {'by name': {
     'teacher': {'name': 'test_resnet', 'channels': [16, 24, 24, 48]}, 'student': {'name': 'test_efficientnet'}}}}
