@@ -24,3 +24,30 @@ def quick(monkeypatch):
         return reload.report(folder, tolerance, factory)
     for module in ('exporter', 'verify'):
         monkeypatch.setattr(f'sf_teacher.exporting.{module}.run_check', run)
+
+
+CPU_LIMIT = 60      # seconds of CPU time of a test, its processes included; the wall clock depends on who else is there
+
+
+def cpu_seconds():
+    return sum(os.times()[:4])      # of this process and of those it has waited for
+
+
+def pytest_runtest_logstart():
+    pytest_runtest_makereport.start = cpu_seconds()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    if call.when == 'teardown':
+        item.user_properties.append(('cpu', cpu_seconds() - pytest_runtest_makereport.start))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """CPU time of the run, and the tests that take too much of it."""
+    used = {report.nodeid: dict(report.user_properties).get('cpu', 0.) for reports in terminalreporter.stats.values()
+            for report in reports if getattr(report, 'when', '') == 'teardown'}
+    terminalreporter.write_line(f'{sum(used.values()):.0f} s of CPU time')
+    for name, seconds in sorted(used.items(), key=lambda pair: -pair[1]):
+        if seconds > CPU_LIMIT:
+            terminalreporter.write_line(f'{seconds:.0f} s, more than {CPU_LIMIT}: {name}')
