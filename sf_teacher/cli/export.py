@@ -10,16 +10,18 @@ from typing import Any
 
 from ..errors import SettingError, SFTeacherError
 
-HELP = 'turn a timm checkpoint into a verified folder'
+HELP = 'turn a checkpoint into a verified folder'
 EXAMPLE = 'sf-teacher export model_best.pth.tar exported/resnet50 --model resnet50 --num-classes 100'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('checkpoint', help="of timm's train script or ours, or a state_dict; EMA weights go first")
+    parser.add_argument('checkpoint', help="of timm's train script, ours, Lightning, a wrapped or averaged model, or a "
+                        'state_dict; EMA weights go first')
     parser.add_argument('folder', help='where to')
     parser.add_argument('--model', metavar='NAME', help="timm's name of the architecture")
     parser.add_argument('--num-classes', type=int, metavar='N', help='with --model')
     parser.add_argument('--factory', metavar='MODULE:FUNCTION', help='instead of --model: builds the teacher')
+    parser.add_argument('--prefix', metavar='P', help="of the teacher's names, if the checkpoint holds several models")
     parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help='what it was trained at')
     parser.add_argument('--mean', type=float, nargs='+', metavar='M', help='what its images were normalised with')
     parser.add_argument('--std', type=float, nargs='+', metavar='S', help='and divided by')
@@ -38,25 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import timm
 
+    from ..exporting.checkpoint import load_checkpoint
     from ..exporting.exporter import TORCHDISTILL, export
     from ..exporting.reload import import_factory
 
     if (args.model is None) == (args.factory is None) or (args.model is not None and args.num_classes is None):
         raise SettingError('export needs --model with --num-classes for a model that timm builds by name, or '
                              '--factory MODULE:FUNCTION for another')
-    if not Path(args.checkpoint).is_file():
-        raise SFTeacherError(f'there is no checkpoint at {args.checkpoint}')
     try:
         if args.factory is None:
-            model = timm.create_model(
-                args.model, num_classes=args.num_classes, checkpoint_path=args.checkpoint, **args.model_args)
+            model = timm.create_model(args.model, num_classes=args.num_classes, **args.model_args)
         else:
             sys.path.insert(0, os.getcwd())     # as `python -m` does
             model = import_factory(args.factory, args.model_args)
-            timm.models.load_checkpoint(model, args.checkpoint)
     except Exception as e:
-        raise SFTeacherError(f'{args.checkpoint} cannot be loaded into {args.model or args.factory}: '
-                             f'{type(e).__name__}: {e}') from e
+        raise SFTeacherError(f'{args.model or args.factory} cannot be built: {type(e).__name__}: {e}') from e
+    load_checkpoint(model, Path(args.checkpoint), args.prefix)
     folder = export(
         model,
         args.folder,

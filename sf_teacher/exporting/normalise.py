@@ -16,6 +16,8 @@ from torch import nn
 
 from ..checks import check_size, logits_of
 from ..errors import SFTeacherError
+from .checkpoint import check_plain
+from .numerics import default_attention, default_numerics, take_attention
 from .reload import CheckError, check_arguments
 
 PROBE_IMAGES = 4
@@ -34,11 +36,19 @@ def plain_copy(model: nn.Module) -> nn.Module:
     Raises:
         SFTeacherError: A float64 weight does not survive float32, or the model cannot be copied.
     """
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    if frozen := [name for name, kind in kinds.items() if kind.startswith('FrozenBatchNorm')]:
+        raise SFTeacherError(
+            f'{frozen[0]} is a {kinds[frozen[0]]}, which the architecture does not have: '
+            'export timm.layers.unfreeze_batch_norm_2d(copy.deepcopy(model)), the same numbers in ordinary batch norm, '
+            'whose logits in eval mode differ by rounding only'
+        )
     # what deepcopy finds in its memo it takes as copied: the hooks' owners are never touched, gradients stay behind
     memo: dict[int, Any] = {id(getattr(m, name)): OrderedDict() for m in model.modules() for name in _HOOKS}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise SFTeacherError(f'{name} is on the meta device: the model has no weights to export')
+        check_plain(name, tensor)
         # not .contiguous(), which leaves a 1x1 kernel its channels_last strides, and with them other convolutions
         plain = tensor.detach().to(
             'cpu', torch.float32 if tensor.is_floating_point() else tensor.dtype,
@@ -97,11 +107,12 @@ def identify(teacher: nn.Module, model_args: Mapping[str, Any]) -> tuple[str, di
     except (ValueError, CheckError) as e:
         raise SFTeacherError(f'{arch} was not exported: {e}') from e
     try:
-        with torch.device('meta'):
-            expected = timm.create_model(arch, **args).state_dict()
+        with torch.device('meta'), default_attention():
+            fresh = timm.create_model(arch, **args)
     except Exception as e:
         raise SFTeacherError(f'timm does not build {arch} with {args}: {type(e).__name__}: {e}') from e
-    if differences := _differences(teacher.state_dict(), expected):
+    take_attention(teacher, fresh)
+    if differences := _differences(teacher.state_dict(), fresh.state_dict()):
         raise SFTeacherError(
             f'this {arch} is not the one that timm builds with {args}: {differences}. If it was built with other '
             'arguments, pass model_args={...}; if it was edited after it was built, pass '
@@ -184,13 +195,11 @@ def _numbers(key: str, value: Any) -> tuple[float, ...]:
 
 @torch.inference_mode()
 def probe(teacher: nn.Module, input_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A few fixed inputs (N, C, H, W) and the teacher's logits (N, num_classes), whatever the caller's context is."""
+    """A few fixed inputs (N, C, H, W) and the teacher's logits (N, num_classes), whatever the caller has set."""
     generator = torch.Generator().manual_seed(PROBE_SEED)
     inputs = torch.randn(PROBE_IMAGES, *input_size, generator=generator, dtype=torch.float32, device='cpu')
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('highest')
     try:
-        with torch.autocast('cpu', enabled=False), torch.random.fork_rng(devices=[]):
+        with default_numerics():
             logits = teacher(inputs)
             with contextlib.suppress(SFTeacherError):   # described below
                 logits = logits_of(teacher, logits)
@@ -198,8 +207,6 @@ def probe(teacher: nn.Module, input_size: Sequence[int]) -> tuple[torch.Tensor, 
         raise SFTeacherError(
             f'{name_of(teacher)} does not run at input_size {tuple(input_size)}: {type(e).__name__}: {e}'
         ) from e
-    finally:
-        torch.set_float32_matmul_precision(precision)
     num_classes = getattr(teacher, 'num_classes', None)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or num_classes not in (None, logits.shape[1]):
         what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f'a {type(logits).__name__}'

@@ -32,7 +32,8 @@ def run_check(
         command += ['--threads', str(threads)]
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
-            command, cwd=elsewhere, env={**os.environ, 'HF_HUB_OFFLINE': '1'}, capture_output=True, text=True,
+            command, cwd=elsewhere, env={**os.environ, 'HF_HUB_OFFLINE': '1', 'TIMM_FUSED_ATTN': '1'},
+            capture_output=True, text=True,
         )
     try:
         return json.loads(done.stdout.splitlines()[-1])

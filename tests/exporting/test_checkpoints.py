@@ -1,0 +1,190 @@
+"""Whatever trained in place of the plain model comes home as the plain model, or is refused in words."""
+import argparse
+import copy
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from sf_teacher import SFTeacherError, cli, wrap
+from sf_teacher.exporting.checkpoint import load_checkpoint
+from sf_teacher.exporting.exporter import export
+from tests.helpers import build, jitter
+
+
+def prefixed(model, prefix):
+    return {prefix + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def averaged(model):
+    """AveragedModel of one model is that model; the model itself has gone on."""
+    swa = torch.optim.swa_utils.AveragedModel(model)
+    swa.update_parameters(model)
+    return swa
+
+
+def task_with_ema(model):
+    task = wrap(jitter(copy.deepcopy(model)), 'test_resnet', input_size=(3, 64, 64))
+    task.setup_ema()
+    for name, tensor in task.trainable_module_ema.module.model.state_dict().items():
+        tensor.copy_(model.state_dict()[name])
+    return task.state_dict()
+
+
+def checkpointed(model):
+    """As FSDP, activation checkpointing and torch.compile of a part leave names."""
+    return {f'module.{name}'.replace('layer1.', 'layer1._orig_mod.').replace('layer2.', '_fsdp_wrapped_module.layer2.')
+            .replace('layer3.0.', 'layer3.0._checkpoint_wrapped_module.'): t for name, t in model.state_dict().items()}
+
+
+FORMS = {
+    'bare': lambda m: m.state_dict(),
+    'timm': lambda m: {'state_dict': m.state_dict(), 'arch': 'test_resnet', 'args': argparse.Namespace(lr=0.1)},
+    'timm, EMA': lambda m: {'state_dict': jitter(copy.deepcopy(m)).state_dict(), 'state_dict_ema': m.state_dict()},
+    'ModelEmaV3': lambda m: ModelEmaV3(m).state_dict(),
+    'Lightning': lambda m: {'state_dict': {**prefixed(m, 'model.'), 'criterion.weight': torch.ones(7)},
+                            'pytorch-lightning_version': '2.5', 'callbacks': {}, 'hyper_parameters': {'lr': 0.1}},
+    'Lightning, other name': lambda m: {'state_dict': prefixed(m, 'net.backbone.')},
+    'Lightning, with EMA': lambda m: {'state_dict': {**prefixed(jitter(copy.deepcopy(m)), 'model.'),
+                                                     **prefixed(m, 'ema_model.module.')}},
+    'AveragedModel': lambda m: averaged(m).state_dict(),
+    "torchvision's references": lambda m: {'model': prefixed(jitter(copy.deepcopy(m)), ''),
+                                           'model_ema': averaged(m).state_dict()},
+    'task': lambda m: wrap(copy.deepcopy(m), 'test_resnet', input_size=(3, 64, 64)).state_dict(),
+    'task with EMA': task_with_ema,
+    'compiled DDP': lambda m: prefixed(m, '_orig_mod.module.'),
+    'wrapped inside': checkpointed,
+    'without counters': lambda m: {k: v for k, v in m.state_dict().items() if not k.endswith('num_batches_tracked')},
+    'half precision': lambda m: {k: v.half() if v.is_floating_point() else v for k, v in m.half().state_dict().items()},
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_every_form_gives_the_plain_model(form, tmp_path):
+    model = build()
+    torch.save(FORMS[form](model), tmp_path / 'checkpoint.pth')
+    found = timm.create_model('test_resnet', num_classes=7)
+    load_checkpoint(found, tmp_path / 'checkpoint.pth')
+    for name, tensor in model.state_dict().items():
+        if not name.endswith('num_batches_tracked'):
+            assert torch.equal(found.state_dict()[name], tensor.to(found.state_dict()[name].dtype)), name
+
+
+def test_from_the_command_line(quick, tmp_path, capsys):
+    safetensors.torch.save_file({k: v.contiguous() for k, v in prefixed(build(), 'model.').items()},
+                                tmp_path / 'lightning.safetensors')
+    assert cli.main(['export', str(tmp_path / 'lightning.safetensors'), str(tmp_path / 'teacher'),
+                     '--model', 'test_resnet', '--num-classes', '7']) == 0
+    loaded = timm.create_model(f'local-dir:{tmp_path}/teacher', pretrained=True)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), build().state_dict().values(),
+                                                 strict=True))
+
+
+def test_of_several_models_one_is_named(quick, tmp_path, capsys):
+    state = {**prefixed(build(), 'teacher.'), **prefixed(jitter(build()), 'student.')}
+    torch.save({'state_dict': state}, tmp_path / 'both.ckpt')
+    command = ['export', str(tmp_path / 'both.ckpt'), str(tmp_path / 'teacher'), '--model', 'test_resnet',
+               '--num-classes', '7']
+    assert cli.main(command) == 1
+    assert "holds 2 such models, under 'student.', 'teacher.': say which one by prefix" in capsys.readouterr().err
+    assert cli.main([*command, '--prefix', 'teach.']) == 1
+    assert "begins with prefix='teach.'; its names are teacher.conv1" in capsys.readouterr().err
+    assert cli.main([*command, '--prefix', 'teacher.']) == 0
+    loaded = timm.create_model(f'local-dir:{tmp_path}/teacher', pretrained=True)
+    assert torch.equal(loaded.fc.weight, build().fc.weight)
+
+
+@pytest.mark.parametrize('state, message', [
+    (lambda: build('test_efficientnet').state_dict(),
+     r'(?s)does not hold the weights of this ResNet, which has 92 tensors: \d+ missing .*\d+ of no use'),
+    (lambda: prefixed(build('test_efficientnet'), 'model.'), r'(?s)under .model\..: .*\n.*trained as another model'),
+    (lambda: build(num_classes=9).state_dict(),
+     r'1?2? of another shape \(size mismatch for fc.weight: \(9, \d+\), in the model \(7, \d+\)\)'),
+])
+def test_another_model_is_told_in_three_lines(state, message, tmp_path):
+    torch.save(state(), tmp_path / 'other.pth')
+    model = build()
+    with pytest.raises(SFTeacherError, match=message) as caught:
+        load_checkpoint(model, tmp_path / 'other.pth')
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and all(len(line) < 500 for line in lines)
+    assert 'Was it trained as another model, with other classes or arguments?' in lines[2]
+    assert torch.equal(model.fc.weight, build().fc.weight)
+
+
+class Foreign:
+    pass
+
+
+@pytest.mark.parametrize('content, message', [
+    ({'state_dict': {'weight': torch.ones(1)}, 'hyper_parameters': Foreign()},
+     r'it holds more than tensors and plain values \(.*Foreign\).*save the weights alone'),
+    ({'epoch': 3}, r'holds no state_dict but a dict of epoch\. The weights may be there directly, or under'),
+    ([torch.ones(1)], r'holds no state_dict but a list of nothing'),
+])
+def test_what_is_no_checkpoint(content, message, tmp_path):
+    torch.save(content, tmp_path / 'file.pth')
+    with pytest.raises(SFTeacherError, match=message):
+        load_checkpoint(build(), tmp_path / 'file.pth')
+
+
+def test_what_is_no_file(tmp_path):
+    (tmp_path / 'text.pth').write_text('text')
+    (tmp_path / 'text.safetensors').write_text('text')
+    for name in ('text.pth', 'text.safetensors'):
+        with pytest.raises(SFTeacherError, match=r'cannot be loaded: it is damaged, or no file of'):
+            load_checkpoint(build(), tmp_path / name)
+    with pytest.raises(SFTeacherError, match=r'is a folder\. If it is a sharded checkpoint, .*dcp_to_torch'):
+        load_checkpoint(build(), tmp_path)
+    with pytest.raises(SFTeacherError, match='there is no checkpoint at'):
+        load_checkpoint(build(), tmp_path / 'nowhere.pth')
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_shards_are_refused_by_name(one_rank, tmp_path):
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (1,))
+    model = fully_shard(build(), mesh=mesh)
+    assert isinstance(model.fc.weight, DTensor)
+    with pytest.raises(SFTeacherError, match=r'conv1.0.weight is a DTensor, a part .*get_model_state_dict\(model'):
+        export(model, tmp_path / 'teacher')
+    torch.save(model.state_dict(), tmp_path / 'sharded.pth')
+    with pytest.raises(SFTeacherError, match=r'DTensor.*get_model_state_dict\(model'):
+        load_checkpoint(build(), tmp_path / 'sharded.pth')
+
+
+def test_a_quantised_model_is_refused_by_name(tmp_path):
+    quantization = pytest.importorskip('torchao.quantization')
+    model = build('test_vit')
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    with pytest.raises(SFTeacherError, match=r'blocks.0.attn.qkv.weight is quantised \(a torchao.*float weights'):
+        export(model, tmp_path / 'teacher')
+    model = build()
+    model.fc.weight = nn.Parameter(model.fc.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(SFTeacherError, match=r'fc.weight is quantised .*float8'):
+        export(model, tmp_path / 'teacher')
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
+def test_frozen_batch_norm_is_refused_with_the_remedy(name, quick, tmp_path):
+    model = build(name).eval()
+    frozen = timm.layers.freeze_batch_norm_2d(copy.deepcopy(model)).eval()
+    with pytest.raises(SFTeacherError, match=r'is a FrozenBatchNorm.*timm.layers.unfreeze_batch_norm_2d\(copy'):
+        export(frozen, tmp_path / 'teacher')
+    folder = export(timm.layers.unfreeze_batch_norm_2d(copy.deepcopy(frozen)), tmp_path / 'teacher')
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(x), frozen(x))
+    torch.save(frozen.state_dict(), tmp_path / 'frozen.pth')
+    load_checkpoint(build(name), tmp_path / 'frozen.pth')
