@@ -96,6 +96,14 @@ def test_every_method_page_says_how_sure_its_details_are():
         assert '**When to use it**' in text and '```sh\nsf-teacher ' in text, page
 
 
+def test_the_table_of_methods_is_that_of_the_registry_and_each_has_a_page():
+    script = runpy.run_path(str(DOCS / 'make_methods.py'))
+    assert (DOCS / 'methods.md').read_text(encoding='utf-8') == script['page'](), 'run python docs/make_methods.py'
+    table, pages = script['table'](), {path.stem for path in DOCS.glob('methods/*.md')}
+    assert pages == {path.stem for path in (ROOT / 'sf_teacher/methods').glob('[!_]*.py')} - {'base', 'registry'}
+    assert all(f'| `{key}` | [' in table and f'(methods/{key}.md)' in table for key in pages)
+
+
 def test_the_picture_is_that_of_the_script():
     pictures = runpy.run_path(str(DOCS / 'make_diagram.py'))['pictures']()
     assert {path.stem for path in pictures} == {'branched_teacher-light', 'branched_teacher-dark'}

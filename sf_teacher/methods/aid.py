@@ -24,10 +24,10 @@ _logger = logging.getLogger(__name__)
 @register_method
 @dataclass(frozen=True)
 class AID(Method):
-    """AID (ICCV 2025), as known from secondary sources: a trained teacher is fine-tuned to a trained student's answers.
+    """AID (ICCV 2025), as widely reported: a trained teacher is fine-tuned towards a trained student's predictions.
 
     teacher_weight * CE(z_T, y) + kl_weight * tau^2 KL(p_S || p_T) with a trained student of the target's architecture,
-    or of a similar size, frozen and in eval mode [secondary]; for a few epochs [secondary], after which any
+    or of a similar size, frozen and in eval mode [reported]; for a few epochs [reported], after which any
     distillation uses the teacher. Whether the cross entropy stays in is not settled: teacher_weight=0 leaves it out.
     The control that it needs is the student itself as the teacher.
 

@@ -10,6 +10,8 @@ import sf_teacher
 from sf_teacher import SFTeacherError
 from sf_teacher.exporting.exporter import export
 from sf_teacher.methods.aid import AID
+from sf_teacher.training.planning import plan_teacher
+from sf_teacher.training.settings import TeacherRun
 
 SIZE = (3, 32, 32)
 
@@ -102,3 +104,16 @@ def test_students_by_name_need_weights(tmp_path, monkeypatch):
 def test_bad_input(call, message):
     with pytest.raises(SFTeacherError, match=message):
         call(model('test_resnet', 0))
+
+
+def test_the_mean_and_deviation_given_for_a_run_are_those_the_student_is_served_from(tmp_path, monkeypatch):
+    from ..adapters.torchdistill_runs import quick_check
+    quick_check(monkeypatch)
+    folders = [export(timm.create_model(name, num_classes=10), tmp_path / name, input_size=SIZE, mean=(0.2,) * 3,
+                      std=(0.25,) * 3) for name in ('test_resnet', 'test_efficientnet')]
+    kwargs = dict(teacher=f'local-dir:{folders[0]}', student=(f'local-dir:{folders[1]}',), method='aid', data='digits',
+                  input_size=SIZE, device='cpu')
+    assert plan_teacher(TeacherRun(**kwargs)).task.branches.scale is None
+    branches = plan_teacher(TeacherRun(**kwargs, mean=(0.4,) * 3, std=(0.5,) * 3)).task.branches
+    torch.testing.assert_close(branches.scale.flatten(), torch.full((3,), 2.))
+    torch.testing.assert_close(branches.shift.flatten(), torch.full((3,), 0.8))
