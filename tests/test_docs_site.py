@@ -119,3 +119,14 @@ def test_the_table_of_contents_names_no_page_twice():
 
     nav = pages(yaml.safe_load((ROOT / 'mkdocs.yml').read_text(encoding='utf-8'))['nav'])
     assert len(nav) == len(set(nav)) >= 20
+
+
+def test_messages_of_the_troubleshooting_page_are_messages_of_the_code():
+    page = (DOCS / 'troubleshooting.md').read_text(encoding='utf-8')
+    messages = re.findall(r'^### `(.+)`$', page, re.M)
+    files = [path for room in ('sf_teacher', 'adapters') for path in (ROOT / room).rglob('*.py')]
+    code = '\n'.join(path.read_text(encoding='utf-8') for path in files)
+    code = re.sub(r"'\s*\n\s*f?'", '', code)       # strings that are continued on the next line
+    theirs = {'is not expected'}        # torchdistill's
+    assert len(messages) >= 12
+    assert not [message for message in messages if message not in code and message not in theirs]
