@@ -37,8 +37,13 @@ def add_settings(parser: argparse.ArgumentParser, cls: type[Checked], leave_out:
 
 
 @contextmanager
-def settings(args: argparse.Namespace, cls: type[Any]) -> Iterator[Any]:
+def settings(args: argparse.Namespace, cls: type[Any], leave_out: Sequence[str] = ()) -> Iterator[Any]:
     """The settings: defaults, then the YAML file, then the flags. Messages inside speak of flags and of this file.
+
+    Args:
+        args: What was parsed.
+        cls: The class of the settings.
+        leave_out: Settings without a flag.
 
     Raises:
         SettingError: They do not go together, or the file cannot be read.
@@ -49,7 +54,7 @@ def settings(args: argparse.Namespace, cls: type[Any]) -> Iterator[Any]:
     with spelled(Flags(cls, args.config, values.keys() - given.keys())):
         config = from_dict(cls, {**values, **given}, args.config or 'the command line')
         if args.print_config:
-            print(to_yaml(config, {f.name: help_of(f) for f in _ordered(cls)}), end='')
+            print(to_yaml(config, {f.name: help_of(f) for f in _ordered(cls) if f.name not in leave_out}), end='')
             sys.exit()
         yield config
 

@@ -8,14 +8,15 @@ from .flags import add_settings, settings
 
 HELP = 'measure how well students learn from exported teachers'
 EXAMPLE = 'sf-teacher report runs/teacher/teacher --student resnet10t --data digits --output runs/report'
+LEFT_OUT = ('teacher', 'resume', 'tensorboard')     # settings that a report has no use for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_settings(parser, ReportRun, leave_out=('teacher', 'resume', 'tensorboard'))
+    add_settings(parser, ReportRun, LEFT_OUT)
 
 
 def run(args: argparse.Namespace) -> None:
-    with settings(args, ReportRun) as config:
+    with settings(args, ReportRun, LEFT_OUT) as config:
         from ..analysis.report import report, table
 
         logging.basicConfig(format='%(message)s', level=logging.INFO)
