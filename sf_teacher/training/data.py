@@ -54,6 +54,7 @@ class Data:
     num_classes: int
     decoded: dict[Any, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)     # for further runs
     contents: list[str] = field(default_factory=list)      # images per split and class, and what was left out
+    class_names: list[str] | None = None        # in the order of the labels, where every class has one name
 
 
 def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
@@ -100,13 +101,49 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
         if absent := sorted(set(range(num_classes)) - set(labels.tolist())):
             _logger.warning('%d of %d classes have no image in %s: %s', len(absent), num_classes, split,
                             _listed(_name(names[0], label) for label in absent))
-    data = Data(train, validation, num_classes)
+    data = Data(train, validation, num_classes, class_names=_in_order(names[0], num_classes))
     for split, dataset, labels in zip((config.train_split, config.val_split), (train, validation), found, strict=True):
         data.contents.append(f'{split}: {_counted(dataset, labels, names[0])}')
         if skipped := getattr(getattr(dataset, 'reader', None), 'skipped', None):
             data.contents[-1] += f'; left out {described(skipped)}'
             _logger.warning('%s: left out %s', split, described(skipped))
     return data
+
+
+def _in_order(names: dict[str, int] | list[str], num_classes: int) -> list[str] | None:
+    pairs = names.items() if isinstance(names, dict) else zip(names, range(len(names)), strict=True)
+    by_label = {int(label): str(name) for name, label in pairs}
+    if {len(names), len(set(by_label.values()))} != {num_classes} or set(by_label) != set(range(num_classes)):
+        return None
+    return [by_label[i] for i in range(num_classes)]
+
+
+def check_class_names(data: Data, theirs: list[str] | None, whose: str) -> None:
+    """Refuse a trained model whose logits mean other classes than the labels of the data.
+
+    Args:
+        data: The data.
+        theirs: The model's class names, in the order of its logits, as far as they are known.
+        whose: The model, for messages.
+
+    Raises:
+        SFTeacherError: The names, or their order, differ.
+    """
+    ours = data.class_names
+    if theirs is None or ours is None:
+        _logger.info('%s no names of classes: whether its classes have the order of the labels cannot be checked',
+                     f'{whose} holds' if theirs is None else 'the data hold')
+        return
+    if theirs == ours:
+        return
+    remedy = f'give the data that it was trained on, or map theirs with {setting("class_map")}, a file with its ' \
+             f'names in its order, one a line'
+    if sorted(theirs) == sorted(ours):
+        at = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+        raise SFTeacherError(f'{whose} has the classes of the data in another order: class {at} is {theirs[at]!r} '
+                             f'there and {ours[at]!r} in the data; {remedy}')
+    raise SFTeacherError(f'{whose} has other classes than the data: {_listed(set(theirs) - set(ours))} against '
+                         f'{_listed(set(ours) - set(theirs))}; {remedy}')
 
 
 def _name(names: Any, label: int) -> str:

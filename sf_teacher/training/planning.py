@@ -22,10 +22,10 @@ from ..methods.base import Method
 from ..split.boundaries import default_input_size
 from ..validation import like_it, setting
 from .components import criterion
-from .data import Data, load_data
+from .data import Data, check_class_names, load_data
 from .interruption import World
 from .loaders import create_loaders, flip_probability
-from .loading import check_forward, init_device, load_teacher
+from .loading import check_forward, class_names_of, init_device, load_teacher
 from .settings import StudentRun, TeacherRun, parse_boundaries
 
 _logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ def plan_teacher(config: TeacherRun, data: Data | None = None, decode: bool = Tr
                     student_kwargs=config.student_kwargs).to(device)
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
+    if config.teacher.startswith('local-dir:'):
+        check_class_names(data, class_names_of(model), f'the teacher in {config.teacher}')
     metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
     return _plan(config, data, task, model, size, device, metadata, decode)
 
@@ -101,6 +103,8 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
                              f'{data.num_classes}: give the data that it was trained on')
+    if teacher is not None:
+        check_class_names(data, class_names_of(teacher), f'the teacher in {config.teacher}')
     random_seed(config.seed)
     kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
     student = create_model(config.student, 'student', data.num_classes, size, kwargs).to(device)

@@ -105,4 +105,4 @@ def _export(plan: Plan, name: str, rows: list[Row]) -> Path:
     metrics = {k: v for k, v in rows[-1].items() if k.startswith(('train_', 'eval_')) and '/' not in k}
     return export(
         model, Path(plan.config.output) / name, **{k: plan.data_config[k] for k in ('input_size', 'mean', 'std')},
-        metadata=plan.metadata | {'metrics': metrics}, overwrite=True)
+        metadata=plan.metadata | {'metrics': metrics}, class_names=plan.data.class_names, overwrite=True)

@@ -1,0 +1,88 @@
+"""Labels mean the same for a teacher and for the data that a student learns from."""
+import json
+import logging
+
+import pytest
+
+from sf_teacher import SFTeacherError, cli
+from sf_teacher.training.data import load_data
+from sf_teacher.training.planning import plan_student, plan_teacher
+from sf_teacher.training.settings import DataConfig, StudentRun, TeacherRun
+
+from . import training_runs as runs
+
+COMMON = dict(input_size=runs.SIZE, batch_size=8, device='cpu', in_memory=True)
+
+
+def renamed(root, *names):
+    """A data set whose classes are called like this."""
+    runs.folder(root)
+    for split in ('train', 'validation'):
+        for i, name in enumerate(names):
+            (root / split / f'class{i}').rename(root / split / name)
+    return root
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A teacher of cats, dogs, fish and owls, as `train` exports it."""
+    root = tmp_path_factory.mktemp('trained')
+    renamed(root / 'data', 'cat', 'dog', 'fish', 'owl')
+    assert cli.main(['train', 'test_resnet', '--method', 'none', '--data', str(root / 'data'),
+                     '--input-size', '3', '16', '16', '--batch-size', '8', '--epochs', '1', '--device', 'cpu',
+                     '--in-memory', '--output',
+                     str(root / 'run')]) == 0
+    return root / 'run/teacher'
+
+
+def student(trained, data, **kwargs):
+    return plan_student(StudentRun(teacher=str(trained), student='test_resnet', data=str(data), **COMMON, **kwargs))
+
+
+def test_the_exported_folder_names_the_classes_of_the_data(trained):
+    config = json.loads((trained / 'config.json').read_text())
+    names = config.get('label_names') or config['pretrained_cfg'].get('label_names')
+    assert (list(names.values()) if isinstance(names, dict) else names) == ['cat', 'dog', 'fish', 'owl']
+
+
+def test_the_same_classes_are_taken(trained, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert student(trained, renamed(tmp_path / 'd', 'cat', 'dog', 'fish', 'owl')).data.num_classes == 4
+    assert 'cannot be checked' not in caplog.text
+
+
+def test_other_classes_are_refused(trained, tmp_path):
+    data = renamed(tmp_path / 'd', 'bus', 'car', 'owl', 'train')
+    message = 'has other classes than the data: cat, dog, fish against bus, car, train; give the data .*class_map'
+    with pytest.raises(SFTeacherError, match=message):
+        student(trained, data)
+    with pytest.raises(SFTeacherError, match=message):
+        plan_teacher(TeacherRun(teacher=f'local-dir:{trained}', method='none', data=str(data), **COMMON))
+
+
+def test_another_order_is_refused_and_can_be_mapped(trained, tmp_path):
+    data = renamed(tmp_path / 'd', 'cat', 'dog', 'fish', 'owl')
+    (tmp_path / 'other.txt').write_text('dog\ncat\nfish\nowl\n')
+    with pytest.raises(SFTeacherError, match="of the data in another order: class 0 is 'cat' there and 'dog' in"):
+        student(trained, data, class_map=str(tmp_path / 'other.txt'))
+    (tmp_path / 'map.txt').write_text('cat\ndog\nfish\nowl\n')
+    assert student(trained, data, class_map=str(tmp_path / 'map.txt')).data.class_names == ['cat', 'dog', 'fish', 'owl']
+
+
+def test_what_cannot_be_checked_is_said(trained, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    config = json.loads((trained / 'config.json').read_text())
+    data = load_data(DataConfig(data=str(renamed(tmp_path / 'd', 'cat', 'dog', 'fish', 'owl'))))
+    data.class_names = None
+    plan_student(StudentRun(teacher=str(trained), student='test_resnet', data='x', **COMMON), data)
+    assert 'the data hold no names of classes: whether its classes have the order of the labels cannot be checked' \
+        in caplog.text and config
+
+
+def test_several_names_of_a_class_are_no_names(tmp_path):
+    (tmp_path / 'data').mkdir()
+    root = renamed(tmp_path / 'data', 'a', 'b', 'c', 'd')
+    (root / 'map.pkl').write_bytes(__import__('pickle').dumps({'a': 0, 'b': 1, 'c': 1, 'd': 2}))
+    data = load_data(DataConfig(data=str(root), class_map=str(root / 'map.pkl')))
+    assert data.num_classes == 3 and data.class_names is None
+    assert load_data(DataConfig(data='digits')).class_names == [str(i) for i in range(10)]
