@@ -33,8 +33,8 @@ the smallest architecture with a classifier, at the smallest image size that it 
 - **teacher**: logits with branches equal those without (`torch.equal`, eval and train mode), gradients everywhere.
 - **student**: every boundary's tail on the student's own features equals the student's logits (`torch.equal`, batch
   sizes 1, 2, 3; train mode within 1e-4 with the same random state), owns exactly the parameters behind the boundary,
-  and trains. "Boundaries" counts those that are a cut, of timm's features; `boundaries=` admits any other module path
-  through which everything passes. Features of one module (several streams) are one boundary.
+  and trains. "Boundaries" counts those at which it can be split, of timm's features; `boundaries=` admits any other
+  module path through which everything passes. Features of one module (several streams) are one boundary.
 
 {teachers} of {count} work as teacher, {students} of {count} as student.
 

@@ -15,7 +15,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def check_model(model: nn.Module, role: str) -> None:
-    """Refuse what is no plain classifier of images.
+    """Refuse what is not a plain classifier of images.
 
     Raises:
         SFTeacherError: Says what the model is, and what to pass instead.
@@ -102,7 +102,7 @@ def check_size(input_size: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_batch(images: torch.Tensor, input_size: tuple[int, int, int]) -> None:
-    """Refuse what is no batch of images with the right number of channels."""
+    """Refuse what is not a batch of images with the right number of channels."""
     if images.ndim != 4 or images.shape[1] != input_size[0] or not len(images):
         raise SFTeacherError(f'images must be a batch [B, {input_size[0]}, H, W]; got shape {tuple(images.shape)}')
 

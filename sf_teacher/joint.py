@@ -11,7 +11,7 @@ from torch import nn
 from .errors import SFTeacherError
 from .methods.base import Criterion, Method, Progress, Step
 from .split.boundaries import Boundary
-from .split.tails import keep_in_eval, norms_in_eval
+from .split.clones import keep_in_eval, norms_in_eval
 from .split.teacher_taps import forward_with_maps
 
 

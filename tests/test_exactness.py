@@ -88,7 +88,7 @@ def test_tails_for_large_images_are_checked_on_small_ones(name, kwargs, monkeypa
     size = (3, 252, 252) if 'deepseek' in name else (3, 384, 384)
     student = timm.create_model(name, num_classes=10, **kwargs)
     boundaries, trace = student_boundaries(student, size)
-    tail = Tail(student, boundaries[0].cut, trace)
+    tail = Tail(student, boundaries[0].split, trace)
     constants = {n: b.clone() for n, b in tail.named_buffers()}
     compare, sizes = tail_check._compare, []
     monkeypatch.setattr(tail_check, '_compare', lambda at, *args, **kwargs: (
@@ -116,7 +116,7 @@ def test_a_tail_never_runs_the_prefix():
     student = model('resnet18')
     boundaries, trace = student_boundaries(student, SIZE)
     boundary = next(b for b in boundaries if b.name == 'layer2')
-    tail = Tail(student, boundary.cut, trace)
+    tail = Tail(student, boundary.split, trace)
     calls = []
     for name, module in tail.named_modules():
         module.register_forward_hook(lambda m, args, out, name=name: calls.append((name, type(m).__name__)))

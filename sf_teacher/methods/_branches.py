@@ -30,7 +30,7 @@ class Branch(nn.Module):
 
     def __init__(self, teacher: Boundary, student: Boundary, tail: Tail, act: str) -> None:
         super().__init__()
-        self.source, self.student, self.target = teacher, replace(student, cut=None), student.name
+        self.source, self.student, self.target = teacher, replace(student, split=None), student.name
         self.transform = Transform(teacher.layouts[0].channels, teacher.size, student.layouts, act)
         self.tail = tail
 
@@ -120,7 +120,7 @@ def _student_branches(
             if len(usable) < len(chosen):
                 raise SFTeacherError(
                     f'`boundaries` names {len(chosen)} of the teacher ({", ".join(b.name for b in chosen)}), but '
-                    f'student {type(student).__name__} can be cut at {len(found)} only '
+                    f'student {type(student).__name__} can be split at {len(found)} only '
                     f'({", ".join(b.name for b in found)}): name fewer, or pairs with module paths of the student')
         pairs = pair_boundaries(chosen, usable, every=selection.chosen is not None)
     elif any(isinstance(m, int) for m in modules):
@@ -129,7 +129,7 @@ def _student_branches(
     else:
         found, trace = student_boundaries(student, context.input_size, [str(m) for m in modules])
         pairs = list(zip(chosen, found, strict=True))
-    tails = [Tail(student, s.cut, trace) for _, s in pairs if s.cut]
+    tails = [Tail(student, s.split, trace) for _, s in pairs if s.split]
     if trace.logits[0].shape[-1] != context.num_classes:
         raise SFTeacherError(
             f'student {type(student).__name__} has {trace.logits[0].shape[-1]} classes and the teacher '

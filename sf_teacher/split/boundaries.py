@@ -1,4 +1,4 @@
-"""Which boundaries a model has: where a teacher is tapped, where a student can be cut, and which belong together."""
+"""Which boundaries a model has: where a teacher is tapped, where a student can be split, and how users name them."""
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import nn
 from ..checks import shown
 from ..errors import BoundaryError, SFTeacherError
 from .layouts import Layout
-from .trace import Cut, tensors
+from .trace import SplitPoint, tensors
 
 Size = tuple[int, int, int]
 
@@ -49,8 +49,8 @@ class Boundary:
         reduction: Height of the image over that of the map, as measured.
         hierarchical: Whether the model's features have several resolutions; False for a ViT.
         place: Which tensor it is, for a boundary given by module path.
-        cut: For a student, what lies behind the boundary.
-        written: Whether the model overwrites the feature later, so that branches need a copy of it.
+        split: For a student, what lies behind the boundary.
+        modified: Whether the model modifies the feature in place later, so that branches need a copy of it.
     """
     name: str
     index: int | None
@@ -59,8 +59,8 @@ class Boundary:
     reduction: float = math.nan
     hierarchical: bool = True
     place: Place | None = None
-    cut: Cut | None = None
-    written: bool = False
+    split: SplitPoint | None = None
+    modified: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -150,7 +150,7 @@ def _check_module(model: nn.Module, name: str) -> None:
 
 def no_features(model: nn.Module, role: str) -> str:
     children = ', '.join(name for name, _ in model.named_children())
-    return (f'{role} {type(model).__name__} is no timm model, so its stages are not known: name modules in '
+    return (f'{role} {type(model).__name__} is not a timm model, so its stages are not known: name modules in '
             f'`boundaries`, as pairs (teacher module, student module). It has {children or "no submodules"}.')
 
 

@@ -67,24 +67,24 @@ class Layout:
 class Sample:
     """What is kept of a module's output to tell where timm takes a feature from: its shape and a few channels.
 
-    All positions of at most 8 channels, evenly spread, tell outputs of jittered weights apart, at a fraction of the
+    All positions of at most 8 channels, evenly spread, tell outputs of perturbed weights apart, at a fraction of the
     memory of all outputs.
     """
 
     def __init__(self, raw: torch.Tensor) -> None:
         self.shape = tuple(raw.shape)
-        self.last = _thinned(raw, -1)       # where the channels are last
-        self.second = _thinned(raw, 1) if raw.ndim == 4 else self.last
-        self._peaks: dict[int, float] = {}
+        self.last = _some_channels(raw, -1)       # where the channels are last
+        self.second = _some_channels(raw, 1) if raw.ndim == 4 else self.last
+        self._maxima: dict[int, float] = {}
 
-    def peak(self, prefix: int = 0) -> float:
+    def maximum(self, prefix: int = 0) -> float:
         """Largest value of a map, or of the tokens after `prefix`; does not depend on their order."""
-        if prefix not in self._peaks:
-            self._peaks[prefix] = self.second[:, prefix:].max().item()
-        return self._peaks[prefix]
+        if prefix not in self._maxima:
+            self._maxima[prefix] = self.second[:, prefix:].max().item()
+        return self._maxima[prefix]
 
 
-def _thinned(x: torch.Tensor, dim: int) -> torch.Tensor:
+def _some_channels(x: torch.Tensor, dim: int) -> torch.Tensor:
     if x.ndim < 3:
         return x[:0]
     channels = torch.arange(0, x.shape[dim], -(-x.shape[dim] // 8), device=x.device)
@@ -98,18 +98,18 @@ def match_layout(raw: Sample, reference: Sample) -> Layout | None:
     permutation is found by nearest neighbours and then checked for equality.
     """
     _, c, h, w = reference.shape
-    shape, few = raw.shape, reference.second
+    shape, expected = raw.shape, reference.second
     if shape == (1, c, h, w):
-        return Layout('NCHW', c, (h, w)) if torch.equal(raw.second, few) else None
+        return Layout('NCHW', c, (h, w)) if torch.equal(raw.second, expected) else None
     layout = None
     if shape == (1, h, w, c):
         layout = Layout('NHWC', c, (h, w))
     elif len(shape) == 3 and shape[0] == 1 and shape[2] == c and 0 <= shape[1] - h * w <= 16:
         prefix = shape[1] - h * w
-        if raw.peak(prefix) == reference.peak():    # of most pairs no more is looked at
-            order = _token_order(raw.last[0, prefix:], few[0].flatten(1).T)
+        if raw.maximum(prefix) == reference.maximum():  # cheap, and enough to exclude most pairs
+            order = _token_order(raw.last[0, prefix:], expected[0].flatten(1).T)
             layout = Layout('NLC', c, (h, w), prefix, order=order)
-    return layout if layout and torch.equal(raw.last[:, layout.prefix:], layout.from_map(few)) else None
+    return layout if layout and torch.equal(raw.last[:, layout.prefix:], layout.from_map(expected)) else None
 
 
 def _token_order(raw: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:

@@ -50,9 +50,9 @@ def select_boundaries(
         (b[0], b[1]) if isinstance(b, tuple | list) else (b, None) for b in boundaries or ()]
     if boundaries is not None and not pairs:
         raise SFTeacherError('boundaries=[] leaves nothing to attach a branch to: name boundaries, or omit it')
-    known = {f.get('module') for f in feature_info(teacher)}
+    described = {f.get('module') for f in feature_info(teacher)}
     names = None
-    if any(isinstance(t, str) and t not in known for t, _ in pairs):    # then all of them by module path
+    if any(isinstance(t, str) and t not in described for t, _ in pairs):    # then all of them by module path
         count = len(feature_info(teacher))
         pairs = [(feature_name(teacher, t) if isinstance(t, int) and 0 <= t < count else t, s) for t, s in pairs]
         names = list(dict.fromkeys(str(t) for t, _ in pairs))

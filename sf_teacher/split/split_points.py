@@ -1,4 +1,4 @@
-"""Where a student can be cut: which modules return timm's features, alone or together."""
+"""Where a student can be split: which modules return timm's features, alone or together."""
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,9 +19,10 @@ from .boundaries import (
     refused_image,
     with_hierarchy,
 )
+from .clones import clone_model, perturbed_weights, preserved_rng
 from .layouts import Layout, Sample, match_layout
 from .teacher_taps import features, layout_at
-from .trace import Cut, Trace, dummy_image, hooked, jittered, rng_kept, tensors, twin
+from .trace import SplitPoint, Trace, dummy_image, hooked, tensors
 
 
 def student_boundaries(
@@ -29,12 +30,12 @@ def student_boundaries(
         input_size: Size,
         names: Sequence[str] | None = None,
 ) -> tuple[list[Boundary], Trace]:
-    """Find where a student can be cut.
+    """Find where a student can be split.
 
-    A timm feature is cut at the outermost module that returns it; which module that is, and in what layout, is found
-    by comparing what all modules return in one pass with the features of that pass. A feature that no single module
-    returns (several streams) is cut at all tensors that timm's module for it returns or, where a head uses every
-    stage, at all stages up to it together.
+    The split point of a timm feature is the outermost module that returns it; which module that is, and in what layout,
+    is found by comparing what all modules return in one pass with the features of that pass. For a feature that no
+    single module returns (several streams) it is all tensors that timm's module for it returns or, where a head uses
+    every stage, all stages up to it together.
 
     Args:
         model: The student.
@@ -42,40 +43,41 @@ def student_boundaries(
         names: Module paths, see `Place`; None for all of timm's features.
 
     Returns:
-        The boundaries and the recorded forward that tails are built from. Features that are no cut are left out.
+        The boundaries and the recorded forward that tails are built from. Features without a split point are left out.
 
     Raises:
-        BoundaryError: A named module is no boundary, or the model has none at all.
+        BoundaryError: A named module is not a boundary, or the model has none at all.
     """
     if names is None and not feature_info(model):
         raise BoundaryError(no_features(model, 'student'))
     places = [find_place(model, name) for name in names or ()]
     matches: list[dict[str, Layout]] = []
     try:
-        with rng_kept(model):
+        with preserved_rng(model):
             if feature_info(model):
                 matches = _match_features(model, input_size)
-            cuts = {name for match in matches for name in match} | {place.module for place in places}
-            cuts |= {m for m in (f.get('module') for f in feature_info(model)) if m and has_module(model, m)}
-            trace = Trace(model, input_size, cuts)
+            candidates = {name for match in matches for name in match} | {place.module for place in places}
+            candidates |= {m for m in (f.get('module') for f in feature_info(model)) if m and has_module(model, m)}
+            trace = Trace(model, input_size, candidates)
     except SFTeacherError:
         raise
     except Exception as error:
         raise SFTeacherError(refused_image(model, input_size, error)) from error
-    known = {name: layout for match in matches for name, layout in match.items()}
+    layout_of = {name: layout for match in matches for name, layout in match.items()}
     if names is not None:
-        named = [Boundary(p.name, None, (), place=p, cut=trace.cut((p.module,), p.output)) for p in places]
-        return [_measured(boundary, trace, known) for boundary in named], trace
+        named = [Boundary(p.name, None, (), place=p, split=trace.split_at((p.module,), p.output)) for p in places]
+        return [_measured(boundary, trace, layout_of) for boundary in named], trace
     found: list[Boundary] = []
     for index, (match, depth) in enumerate(zip(matches, depths(model), strict=True)):
-        cut = _find_cut(model, index, match, trace)
-        if cut is not None and all(cut.modules != b.cut.modules for b in found if b.cut):
-            found.append(_measured(Boundary(' & '.join(cut.modules), index, (), depth, cut=cut), trace, known))
+        split = _find_split_point(model, index, match, trace)
+        if split is not None and all(split.modules != b.split.modules for b in found if b.split):
+            boundary = Boundary(' & '.join(split.modules), index, (), depth, split=split)
+            found.append(_measured(boundary, trace, layout_of))
     if not found:
         raise BoundaryError(
-            f'{type(model).__name__} has no boundary to cut a student at: the image reaches its logits around each of '
-            f'its {len(matches)} features. Name modules through which everything passes in `boundaries`, or choose '
-            f'another student.')
+            f'{type(model).__name__} has no boundary at which a student could be split: the image reaches its logits '
+            f'around each of its {len(matches)} features. Name modules through which everything passes in '
+            f'`boundaries`, or choose another student.')
     return with_hierarchy(found), trace
 
 
@@ -88,19 +90,19 @@ def _match_features(model: nn.Module, input_size: Size) -> list[dict[str, Layout
             samples.append((name, Sample(tensors(output)[0])))
 
     x = dummy_image(model, input_size)
-    copied = twin(model, jittered(model, x.dtype))
+    copied = clone_model(model, perturbed_weights(model, x.dtype))
     with torch.no_grad(), hooked(copied, keep):
         _, references = features(copied, x)
     result = []
     for reference in references:
-        few, signed = Sample(reference), bool((reference < 0).any())
-        found = ((name, match_layout(sample, few)) for name, sample in samples)
+        expected, signed = Sample(reference), bool((reference < 0).any())
+        found = ((name, match_layout(sample, expected)) for name, sample in samples)
         result.append({name: replace(layout, signed=signed) for name, layout in found if layout is not None})
     return result
 
 
-def _find_cut(model: nn.Module, index: int, match: dict[str, Layout], trace: Trace) -> Cut | None:
-    """A valid cut for a feature: a module that returns it, else its several tensors, else all stages up to it."""
+def _find_split_point(model: nn.Module, index: int, match: dict[str, Layout], trace: Trace) -> SplitPoint | None:
+    """The split point of a feature: a module that returns it, else its several tensors, else all stages up to it."""
     info = [f.get('module') for f in feature_info(model)[:index + 1]]
     stages = tuple(m for m in info if m and has_module(model, m))
     outermost = [min((a for a in match if f'{name}.'.startswith(f'{a}.')), key=len) for name in match]
@@ -109,19 +111,19 @@ def _find_cut(model: nn.Module, index: int, match: dict[str, Layout], trace: Tra
         attempts += [stages[-1:], stages]
     for names in attempts:
         try:
-            return trace.cut(names)
+            return trace.split_at(names)
         except BoundaryError:
             continue
     return None
 
 
-def _measured(boundary: Boundary, trace: Trace, known: dict[str, Layout]) -> Boundary:
-    cut = boundary.cut
-    assert cut is not None
+def _measured(boundary: Boundary, trace: Trace, layout_of: dict[str, Layout]) -> Boundary:
+    split = boundary.split
+    assert split is not None
     layouts: list[Layout] = []
-    for name in cut.modules:
-        raws = cut.features(trace.calls[name][0])
+    for name in split.modules:
+        raws = split.features(trace.calls[name][0])
         place = boundary.place or Place(name, name)
-        layouts += [known[name]] if name in known and len(raws) == 1 else \
+        layouts += [layout_of[name]] if name in layout_of and len(raws) == 1 else \
             [layout_at(trace.model, place, t, trace.input_size) for t in raws]
     return replace(boundary, layouts=tuple(layouts), reduction=trace.input_size[1] / layouts[0].size[0])

@@ -8,8 +8,9 @@ from torch import nn
 
 from ..checks import logits_of
 from ..errors import BoundaryError
+from .clones import calibrate_batch_norm, clone_model, perturbed_weights, preserved_rng, weights_of
 from .tails import Tail
-from .trace import Trace, calibrate, dummy_image, hooked, jittered, rng_kept, tensors, twin, weights_of
+from .trace import Trace, dummy_image, hooked, tensors
 from .value_reads import value_reads
 
 _logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ _logger = logging.getLogger(__name__)
 def check_tails(trace: Trace, tails: list[Tail]) -> None:
     """Check that tails give the student's logits for the student's own features.
 
-    The comparison runs at batch size 2 with jittered weights: many models start with a zero head or with logits that
+    The comparison runs at batch size 2 with perturbed weights: many models start with a zero head or with logits that
     hardly depend on the image, so that on fresh weights anything would pass. Equality to the bit in float32 ends it, at
     the smallest image size that the model admits (down to a sixteenth of the cost); otherwise full size decides, in
     float32 and then in float64. A model whose forward reads values (``if x.mean() > 0``) is compared on batches of
@@ -27,7 +28,7 @@ def check_tails(trace: Trace, tails: list[Tail]) -> None:
     Raises:
         BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
     """
-    with rng_kept(trace.model):
+    with preserved_rng(trace.model):
         for size in dict.fromkeys((_small_size(trace), trace.input_size)):
             with suppress(Exception):   # not at this size or precision: the last comparison says what is wrong
                 small = size != trace.input_size
@@ -40,7 +41,7 @@ def _small_size(trace: Trace) -> tuple[int, int, int]:
     """A quarter, a third, half or all of the sides, at least 64 pixels: what the model admits, as tried on meta."""
     channels, height, width = trace.input_size
     on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(trace.model).items()}
-    model = twin(trace.model, on_meta)
+    model = clone_model(trace.model, on_meta)
     for parts in (4, 3, 2):
         size = (channels, height // parts, width // parts)
         with suppress(Exception), torch.no_grad():
@@ -51,15 +52,15 @@ def _small_size(trace: Trace) -> tuple[int, int, int]:
 
 
 def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, sensitivity: float) -> None:
-    values = jittered(trace.model, dtype)
-    model, images = twin(trace.model, values), dummy_image(trace.model, trace.input_size, batch=2).to(dtype)
+    values = perturbed_weights(trace.model, dtype)
+    model, images = clone_model(trace.model, values), dummy_image(trace.model, trace.input_size, batch=2).to(dtype)
 
     def differ(logits: torch.Tensor, share: float) -> bool:
         return (logits[0] - logits[1]).abs().max().item() > share * logits.abs().max().item()
 
     with torch.no_grad():
-        if not differ(logits_of(model, model(images)), 1e-3):   # a deep fresh model drowns its input
-            calibrate(model, images)    # in place, so that `values` has the statistics
+        if not differ(logits_of(model, model(images)), 1e-3):   # a deep fresh model, see `calibrate_batch_norm`
+            calibrate_batch_norm(model, images)    # in place, so that `values` has the statistics
         if not differ(logits_of(model, model(images)), sensitivity):
             raise BoundaryError(f'{type(model).__name__} gives the same logits for different images, so that no tail '
                                 f'can be checked. Choose another module in `boundaries`.')
@@ -71,14 +72,14 @@ def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, s
         own = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tail.named_buffers()}     # with its constants
         own |= {n: values[n.removeprefix('model.')] for n, _ in tail.named_parameters()}
         own |= {f'model.{n}': values[n] for n in tail.model.state_dict()}
-        copies.append(twin(tail, own))
+        copies.append(clone_model(tail, own))
         if trace.input_size != tail.input_size:
-            copies[-1].answer_as(trace.cut(tail.boundary, tail.output), trace)
+            copies[-1].answer_as(trace.split_at(tail.boundary, tail.output), trace)
             if copies[-1].features != tail.features or copies[-1].state_dict().keys() != tail.state_dict().keys():
                 raise RuntimeError('another tail at another size')
         for features, logits in expected:
             _check_tail(copies[-1], features, logits, rtol, reads)
-        tail._slot.dense = copies[-1]._slot.dense
+        tail._state.dense = copies[-1]._state.dense
     for copied in copies:   # last, because it moves the statistics of batch norms
         _run(copied.train(), expected[0][0])
     if reads:

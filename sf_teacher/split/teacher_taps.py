@@ -20,8 +20,9 @@ from .boundaries import (
     refused_image,
     with_hierarchy,
 )
+from .clones import clone_model, preserved_rng, weights_of
 from .layouts import Layout, infer_layout, map_kinds
-from .trace import dummy_image, hooked, rng_kept, twin, weights_of
+from .trace import dummy_image, hooked
 
 
 def forward_with_maps(
@@ -54,7 +55,7 @@ def forward_with_maps(
         for b in boundaries:
             if b.place and b.place.module == name:
                 raw, = b.place.pick(output)
-                got[b.name] = raw.clone() if b.written else raw
+                got[b.name] = raw.clone() if b.modified else raw
 
     with hooked(model, keep, {b.place.module for b in boundaries if b.place}):
         logits = logits_of(model, model(x))
@@ -109,8 +110,8 @@ def layout_at(model: nn.Module, place: Place, raw: torch.Tensor, input_size: Siz
         def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
             seen.extend(tuple(t.shape) for t in place.pick(output) if t.shape != raw.shape)
 
-        copied = twin(model)
-        with suppress(Exception), rng_kept(model), torch.no_grad(), hooked(copied, keep, [place.module]):
+        copied = clone_model(model)
+        with suppress(Exception), preserved_rng(model), torch.no_grad(), hooked(copied, keep, [place.module]):
             copied(dummy_image(model, (channels, height, 2 * width)))
         widened = [b != a for a, b in zip(raw.shape, seen[0], strict=True)] if seen else []
         kind = 'NCHW' if widened == [False, False, False, True] else \
@@ -122,11 +123,11 @@ def _dry_run(model: nn.Module, run: Any, x: torch.Tensor, training: bool = False
     """What `run` returns for a copy of the model: on the meta device, where the model allows it."""
     try:
         on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
-        return run(twin(model, on_meta).train(training), x.to('meta'))
+        return run(clone_model(model, on_meta).train(training), x.to('meta'))
     except SFTeacherError:
         raise
     except Exception:   # the model computes with values, or keeps tensors that are neither parameter nor buffer
-        return run(twin(model).train(training), x)
+        return run(clone_model(model).train(training), x)
 
 
 def _check_train_mode(model: nn.Module, run: Any, x: torch.Tensor, maps: Any) -> set[Place]:
@@ -174,14 +175,14 @@ def teacher_boundaries(
         raise BoundaryError(no_features(model, 'teacher'))
     places = [find_place(model, name) for name in names or ()]
     run: Any = features if names is None else lambda model, x: _outputs(model, places, x)
-    with rng_kept(model), torch.no_grad():
+    with preserved_rng(model), torch.no_grad():
         try:
             logits, maps = _dry_run(model, run, dummy_image(model, input_size))
         except SFTeacherError:
             raise
         except Exception as error:
             raise SFTeacherError(refused_image(model, input_size, error)) from error
-        modified = _check_train_mode(model, run, dummy_image(model, input_size, batch=2), maps)
+        in_training = _check_train_mode(model, run, dummy_image(model, input_size, batch=2), maps)
     if names is None:
         layouts = [Layout('NCHW', m.shape[1], (m.shape[2], m.shape[3])) for m in maps]
         found = [Boundary(feature_name(model, i), i, (layout,), depth, input_size[1] / layout.size[0])
@@ -189,11 +190,11 @@ def teacher_boundaries(
         found = with_hierarchy(found)
     else:
         found = []
-        for place, (raw, written) in maps.items():
+        for place, (raw, changed) in maps.items():
             layout = layout_at(model, place, raw, input_size)
             if layout.rows > 1:
                 raise BoundaryError(f'{place.name!r} of {type(model).__name__} cannot be a teacher boundary: for one '
                                     f'image it returns {tuple(raw.shape)}, patches folded into the batch, whose places '
                                     f'in the image its shape does not tell. Choose another in `boundaries`.')
-            found.append(Boundary(place.name, None, (layout,), place=place, written=written or place in modified))
+            found.append(Boundary(place.name, None, (layout,), place=place, modified=changed or place in in_training))
     return found, logits

@@ -1,51 +1,19 @@
-"""One recorded forward of a model: what each module returned, and what reaches the logits past a cut."""
+"""One recorded forward of a model: what each module returned, and what lies between a split point and the logits."""
 import contextlib
-import copy
 import functools
 import itertools
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..checks import logits_of
-from ..errors import BoundaryError, SFTeacherError
-
-Model = TypeVar('Model', bound=nn.Module)
-
-
-def twin(model: Model, weights: dict[str, torch.Tensor] | None = None) -> Model:
-    """A copy of a model, in eval mode and without forward hooks, that holds `weights`; by default copies of its own.
-
-    Whatever is tried on the copy (hooks, caches that a forward fills, counters that it advances) leaves no trace on the
-    model, as long as `weights` are not the model's own tensors.
-
-    Raises:
-        SFTeacherError: The model cannot be copied.
-    """
-    weights = weights or copied_weights(model)
-    memo: dict[int, Any] = {id(b): weights[n] for n, b in model.named_buffers()}
-    memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
-    try:
-        copied = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise SFTeacherError(f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove what '
-                             f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward.') from error
-    drop_hooks(copied)
-    return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
-
-
-def drop_hooks(copied: nn.Module) -> None:
-    """Remove what users hooked on the original; pre-hooks stay, because old-style weight norm is one."""
-    for module in copied.modules():
-        module._forward_hooks.clear()
-        module._backward_hooks.clear()
+from ..errors import BoundaryError
+from .clones import clone_model
 
 
 @contextlib.contextmanager
@@ -68,60 +36,6 @@ def dummy_image(model: nn.Module, input_size: tuple[int, int, int], batch: int =
     return noise.to(device=like.device, dtype=like.dtype)
 
 
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers, unsaved ones too, by name."""
-    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-
-
-def copied_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of a model's parameters and buffers by name, detached."""
-    return {name: t.detach().clone() for name, t in weights_of(model).items()}
-
-
-@contextlib.contextmanager
-def rng_kept(model: nn.Module) -> Iterator[None]:
-    """Put the random numbers of torch (on the CPU and the model's devices), numpy and Python back afterwards."""
-    devices = {t.device.index for t in weights_of(model).values() if t.device.type == 'cuda'}
-    of_numpy, of_python = numpy.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        numpy.random.set_state(of_numpy)
-        random.setstate(of_python)
-
-
-def jittered(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Weights for a twin with which the logits depend on the image.
-
-    Fresh models hide errors: residual blocks that start as identities (a norm's zero weight, a small layer scale) and
-    heads that start at zero. Noise on vectors and on all-zero tensors is enough to wake them.
-    """
-    generator = torch.Generator().manual_seed(0)
-    values = {name: b.detach().to(dtype if b.is_floating_point() else b.dtype, copy=True)
-              for name, b in model.named_buffers()}
-    shared: dict[int, torch.Tensor] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if id(p) not in shared:
-            shared[id(p)] = p.detach().to(dtype if p.is_floating_point() else p.dtype, copy=True)
-            if p.is_floating_point() and (p.ndim <= 1 or not p.any()):
-                noise = torch.randn(p.shape, generator=generator, dtype=dtype, device='cpu')
-                shared[id(p)] = shared[id(p)] + 0.1 * noise.to(p.device)
-        values[name] = shared[id(p)]
-    return values
-
-
-def calibrate(copied: nn.Module, images: torch.Tensor) -> None:
-    """Give a twin's batch norms the statistics of `images`, without which a deep fresh model drowns its input."""
-    norms = [m for m in copied.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for m in norms:
-        m.training, m.momentum = True, 1.
-    with torch.no_grad():
-        copied(images)
-    for m in norms:
-        m.training = False
-
-
 def tensors(output: Any) -> list[torch.Tensor]:
     """The tensors in what a module returned, in order."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
@@ -138,38 +52,38 @@ class Call:
 class Trace:
     """A recorded forward of `model` on one dummy image, with the autograd graph kept (without the activations).
 
-    Each module named in `cuts` returns a clone, so that its output has an autograd node of its own even where the
-    module is an identity; a cut at the module is then a cut of the graph at that node.
+    Each module named in `candidates` returns a clone, so that its output has an autograd node of its own even where the
+    module is an identity; to split the model at the module is then to split the graph at that node.
 
     Args:
         model: Any module that maps an image [1, C, H, W] to logits.
         input_size: (C, H, W) of the dummy image.
-        cuts: Names of the modules that may become a boundary.
+        candidates: Names of the modules that may become a boundary.
     """
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int, int], cuts: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int], candidates: Iterable[str]) -> None:
         self.model, self.input_size = model, input_size
         self.calls: dict[str, list[Call]] = defaultdict(list)
-        cuts, order = set(cuts), itertools.count()
+        named, order = set(candidates), itertools.count()
 
         def record(name: str, module: nn.Module, args: Any, output: Any) -> Any:
-            if name in cuts:
+            if name in named:
                 output = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) and t.requires_grad else t, output)
 
             def kept(t: Any) -> Any:
                 if not isinstance(t, torch.Tensor):
                     return t
-                shape_only = name not in cuts and self.is_from_image(t.grad_fn)
+                shape_only = name not in named and self.is_from_image(t.grad_fn)
                 return t.detach().to('meta') if shape_only else t.detach()
 
             nodes = tuple(t.grad_fn for t in tensors(output))
             self.calls[name].append(Call(tree_map(kept, output), nodes, next(order)))
-            return output if name in cuts else None
+            return output if name in named else None
 
         x = dummy_image(model, input_size).requires_grad_()
-        copied = twin(model)
+        copied = clone_model(model)
         self._names = {id(p): name for name, p in copied.named_parameters()}
-        with torch.enable_grad(), _nothing_saved(), hooked(copied, record):
+        with torch.enable_grad(), _no_saved_tensors(), hooked(copied, record):
             above: Any = x.view_as(x).grad_fn
             self._image = above.next_functions[0][0]
             self._from_image = {self._image: True}
@@ -189,14 +103,14 @@ class Trace:
         """Whether a tensor with this autograd node (None: without one) was computed from the image."""
         stack = [] if node is None or node in self._from_image else [node]
         while stack:
-            unknown = [parent for parent in _parents(stack[-1]) if parent not in self._from_image]
-            if not unknown:
-                known = stack.pop()
-                self._from_image[known] = any(self._from_image[parent] for parent in _parents(known))
-            stack += unknown
+            unvisited = [parent for parent in _parents(stack[-1]) if parent not in self._from_image]
+            if not unvisited:
+                visited = stack.pop()
+                self._from_image[visited] = any(self._from_image[parent] for parent in _parents(visited))
+            stack += unvisited
         return self._from_image.get(node, False)
 
-    def cut(self, names: tuple[str, ...], output: int | None = None) -> 'Cut':
+    def split_at(self, names: tuple[str, ...], output: int | None = None) -> 'SplitPoint':
         """What reaches the logits when the outputs of the modules `names`, together, are replaced by a feature.
 
         Args:
@@ -204,8 +118,8 @@ class Trace:
             output: Position of the one tensor to replace, of several that the one module returns; None for all.
 
         Raises:
-            BoundaryError: The modules are no cut of the model: called more than once or never, return no tensor that
-                depends on the image, or the image also reaches the logits around them.
+            BoundaryError: The model cannot be split there: a module is called more than once or never, it returns no
+                tensor that depends on the image, or the image also reaches the logits around them.
         """
         where = f'{", ".join(map(repr, names))} of {type(self.model).__name__}'
         stops: set[Any] = set()
@@ -233,11 +147,11 @@ class Trace:
             raise BoundaryError(
                 f'{where} cannot be a boundary: the logits do not depend on it. Choose another module in `boundaries`.')
         weights = {id(node.variable) for node in reached if hasattr(node, 'variable')}
-        return Cut(names, output, {name for i, name in self._names.items() if i in weights}, reached)
+        return SplitPoint(names, output, {name for i, name in self._names.items() if i in weights}, reached)
 
 
 @dataclass(frozen=True)
-class Cut:
+class SplitPoint:
     """A valid boundary: the modules whose outputs it replaces, and what lies between it and the logits."""
     modules: tuple[str, ...]
     output: int | None      # position of the one tensor replaced; None for all that the logits need
@@ -249,7 +163,7 @@ class Cut:
         return [t for t, node in zip(tensors(call.output), call.nodes, strict=True) if node in self.nodes]
 
 
-def _nothing_saved() -> Any:
+def _no_saved_tensors() -> Any:
     """Autograd graphs without what a backward would need: gigabytes for a large student."""
     return torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda nothing: nothing)
 

@@ -100,7 +100,7 @@ def test_families_slices_and_a_step(pool):
         boundaries, trace = student_boundaries(student, SIZE)
         for position in range(len(branches.names[m])):
             boundary = next(b for b in boundaries if b.name == branches.members[m][position].target)
-            standalone = Tail(student, boundary.cut, trace).eval()
+            standalone = Tail(student, boundary.split, trace).eval()
             given = own_weights(branches, m, position)
             assert given.keys() >= {n for n, _ in standalone.model.named_parameters()}
             with torch.no_grad():

@@ -27,7 +27,8 @@ def smallest_models() -> dict[str, str]:
 
 def build_small(name: str) -> tuple[torch.nn.Module, tuple[int, int, int]]:
     """The architecture with 10 classes at the smallest image size that it admits, with weights that show the image."""
-    from sf_teacher.split.trace import calibrate, dummy_image, jittered, twin
+    from sf_teacher.split.clones import calibrate_batch_norm, clone_model, perturbed_weights
+    from sf_teacher.split.trace import dummy_image
     for size in (64, 96, 128, 160, 192, 224, 256, 384, 512):
         for kwargs in ({}, {'img_size': size}):
             try:
@@ -39,11 +40,11 @@ def build_small(name: str) -> tuple[torch.nn.Module, tuple[int, int, int]]:
             try:
                 model = timm.create_model(name, num_classes=10, **kwargs)
                 images = dummy_image(model, (3, size, size), batch=2)
-                lively = twin(model, jittered(model, torch.float32))
-                calibrate(lively, images)
+                perturbed = clone_model(model, perturbed_weights(model, torch.float32))
+                calibrate_batch_norm(perturbed, images)
                 with torch.no_grad():
-                    lively.forward_intermediates(images)
-                model.load_state_dict(lively.state_dict())
+                    perturbed.forward_intermediates(images)
+                model.load_state_dict(perturbed.state_dict())
                 return model, (3, size, size)
             except Exception:
                 continue

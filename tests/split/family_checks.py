@@ -111,9 +111,9 @@ def check_student(student: nn.Module, input_size: Size) -> tuple[list[Boundary],
 
 def check_tail(student: nn.Module, boundary: Boundary, trace: Trace, input_size: Size) -> None:
     """A tail on the student's own features gives the student's logits and owns what lies behind the boundary."""
-    assert boundary.cut is not None
-    names = boundary.cut.modules
-    tail = Tail(student, boundary.cut, trace)
+    assert boundary.split is not None
+    names = boundary.split.modules
+    tail = Tail(student, boundary.split, trace)
     student.eval()
     tail.eval()
     for batch in (1, 2, 3):
@@ -166,8 +166,8 @@ def _reached(student: nn.Module, boundary: Boundary, tail: Tail, input_size: Siz
     student.eval()
     images = torch.randn(1, *input_size, requires_grad=True)
     parameters = list(student.parameters())
-    assert boundary.cut is not None
-    with hooked(student, detach, boundary.cut.modules):
+    assert boundary.split is not None
+    with hooked(student, detach, boundary.split.modules):
         logits = logits_of(student, student(images))
     grads = torch.autograd.grad(logits.square().sum(), [images, *parameters], allow_unused=True)
     assert grads[0] is None, f'{boundary.name}: the image reaches the logits around the boundary'

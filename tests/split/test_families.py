@@ -49,7 +49,7 @@ def test_the_check_catches_a_tail_that_is_slightly_wrong(monkeypatch):
     from sf_teacher.split.tail_check import check_tails
     model, input_size = build_small('test_vit')
     boundaries, trace = student_boundaries(model, input_size)
-    tail = tails.Tail(model, boundaries[0].cut, trace)
+    tail = tails.Tail(model, boundaries[0].split, trace)
     original = tails.Tail.forward
     monkeypatch.setattr(tails.Tail, 'forward', lambda self, *f: original(self, *f) * (1 + 1e-7))
     with pytest.raises(BoundaryError, match='does not reproduce the logits'):

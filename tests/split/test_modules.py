@@ -11,9 +11,10 @@ from torch import nn
 
 import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
+from sf_teacher.split.clones import perturbed_weights
 from sf_teacher.split.split_points import student_boundaries
 from sf_teacher.split.teacher_taps import forward_with_maps
-from sf_teacher.split.trace import dummy_image, jittered
+from sf_teacher.split.trace import dummy_image
 from tests.split.family_checks import check_step, check_tail, unchanged
 
 SIZE = (3, 32, 32)
@@ -81,7 +82,7 @@ def tails_of(student, names, size=SIZE):
 def test_any_module_by_paths(build, pairs):
     torch.manual_seed(0)
     teacher = build()
-    teacher.load_state_dict(jittered(teacher, torch.float32))   # torchvision's ViT starts with a zero head
+    teacher.load_state_dict(perturbed_weights(teacher, torch.float32))   # torchvision's ViT starts with a zero head
     names = {n for n, _ in teacher.named_modules()}
     assert {name for pair in pairs for name in pair} <= names
     tails_of(build(), [s for _, s in pairs])
@@ -167,7 +168,7 @@ def test_named_boundaries_are_all_used():
         assert [t for t, _ in named(task)] == [b.name for b in task.branches.boundaries]
         assert len(named(task)) == count
     students = timm.create_model('mobilenetv3_small_050', num_classes=10)
-    with pytest.raises(sf_teacher.SFTeacherError, match=r'names 7 of the teacher .* can be cut at 5 only'):
+    with pytest.raises(sf_teacher.SFTeacherError, match=r'names 7 of the teacher .* can be split at 5 only'):
         sf_teacher.wrap('mobilenetv3_large_100', students, num_classes=10, input_size=SIZE,
                         boundaries=['blocks.0.0', 'blocks.1.0', 'blocks.1.1', 'blocks.2.0', 'blocks.2.1', 'blocks.3.0',
                                     'blocks.4.0'])
@@ -226,7 +227,7 @@ def test_a_frozen_student_is_reported(caplog):
 def test_a_default_device_does_not_matter():
     model = Plain()
     with torch.device('meta'):
-        image, weights = dummy_image(model, SIZE), jittered(model, torch.float32)
+        image, weights = dummy_image(model, SIZE), perturbed_weights(model, torch.float32)
     assert image.device.type == weights['head.weight'].device.type == 'cpu'
 
 
@@ -340,9 +341,9 @@ REFUSED = {
     'no parameters': (lambda: sf_teacher.wrap(nn.Flatten(), net(), input_size=SIZE), 'has no parameters'),
     'size unknown': (lambda: sf_teacher.wrap(Plain(), net()), 'image size that Plain was made for is not known'),
     'module without boundaries': (lambda: sf_teacher.wrap(Plain(), net(), input_size=SIZE),
-                                  'Plain is no timm model.*It has stem, relu, first, second, head'),
+                                  'Plain is not a timm model.*It has stem, relu, first, second, head'),
     'module student without boundaries': (lambda: sf_teacher.wrap(net(), Plain(), input_size=SIZE),
-                                          'student Plain is no timm model'),
+                                          'student Plain is not a timm model'),
     'teacher boundary unknown': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=['layer7']),
                                  "ResNet has no module 'layer7': it has conv1"),
     'teacher index out of range': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[9]),
@@ -355,7 +356,7 @@ REFUSED = {
     'inside a residual block': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE,
                                                         boundaries=[('layer2', 'layer2.0.conv1')]),
                                 "'layer2.0.conv1' of ResNet cannot be a boundary: the image also reaches the logits"),
-    'a boundary that is no list': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries='layer1'),
+    'a boundary that is not a list': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries='layer1'),
                                    r"boundaries='layer1' must be a list: give boundaries=\['layer1'\]"),
     'no boundaries': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[]), 'leaves nothing to'),
     'a pair twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(1, 1), (1, 1)]),
@@ -488,9 +489,9 @@ def test_a_feature_that_is_overwritten_later_is_tapped_as_it_was():
     task = sf_teacher.wrap(teacher, net(), boundaries=[('first', 'layer1')], input_size=SIZE)
     x = torch.randn(4, *SIZE)
     logits, maps = forward_with_maps(teacher, task.branches.boundaries, x)
-    assert task.branches.boundaries[0].written and maps[0].min() < 0
+    assert task.branches.boundaries[0].modified and maps[0].min() < 0
     expected = teacher.first(nn.functional.relu(teacher.stem(x)))
     assert torch.equal(maps[0], expected) and torch.equal(logits, teacher(x))
     check_step(task, SIZE)
     plain = sf_teacher.wrap(Sequence(), net(), boundaries=[('conv', 'layer1')], input_size=SIZE)
-    assert not plain.branches.boundaries[0].written
+    assert not plain.branches.boundaries[0].modified

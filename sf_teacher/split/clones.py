@@ -1,0 +1,111 @@
+"""Clones of a model, on which everything is tried, so that nothing of what a user gave changes."""
+import contextlib
+import copy
+import itertools
+import random
+from collections.abc import Iterator, Set
+from typing import Any, TypeVar
+
+import numpy
+import torch
+from torch import nn
+
+from ..errors import SFTeacherError
+
+Model = TypeVar('Model', bound=nn.Module)
+
+
+def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None) -> Model:
+    """A copy of a model, in eval mode and without forward hooks, that holds `weights`; by default copies of its own.
+
+    Whatever is tried on the copy (hooks, caches that a forward fills, counters that it advances) leaves no trace on the
+    model, as long as `weights` are not the model's own tensors.
+
+    Raises:
+        SFTeacherError: The model cannot be copied.
+    """
+    weights = weights or copied_weights(model)
+    memo: dict[int, Any] = {id(b): weights[n] for n, b in model.named_buffers()}
+    memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise SFTeacherError(f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove what '
+                             f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward.') from error
+    drop_hooks(copied)
+    return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
+
+
+def drop_hooks(copied: nn.Module) -> None:
+    """Remove what users hooked on the original; pre-hooks stay, because old-style weight norm is one."""
+    for module in copied.modules():
+        module._forward_hooks.clear()
+        module._backward_hooks.clear()
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, unsaved ones too, by name."""
+    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+
+
+def copied_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a model's parameters and buffers by name, detached."""
+    return {name: t.detach().clone() for name, t in weights_of(model).items()}
+
+
+@contextlib.contextmanager
+def preserved_rng(model: nn.Module) -> Iterator[None]:
+    """Put the random numbers of torch (on the CPU and the model's devices), numpy and Python back afterwards."""
+    devices = {t.device.index for t in weights_of(model).values() if t.device.type == 'cuda'}
+    of_numpy, of_python = numpy.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        numpy.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+def perturbed_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights for a clone with which the logits depend on the image.
+
+    Fresh models hide errors: residual blocks that start as identities (a norm's zero weight, a small layer scale) and
+    heads that start at zero. Noise on vectors and on all-zero tensors makes all of them count.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values = {name: b.detach().to(dtype if b.is_floating_point() else b.dtype, copy=True)
+              for name, b in model.named_buffers()}
+    shared: dict[int, torch.Tensor] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if id(p) not in shared:
+            shared[id(p)] = p.detach().to(dtype if p.is_floating_point() else p.dtype, copy=True)
+            if p.is_floating_point() and (p.ndim <= 1 or not p.any()):
+                noise = torch.randn(p.shape, generator=generator, dtype=dtype, device='cpu')
+                shared[id(p)] = shared[id(p)] + 0.1 * noise.to(p.device)
+        values[name] = shared[id(p)]
+    return values
+
+
+def calibrate_batch_norm(copied: nn.Module, images: torch.Tensor) -> None:
+    """Give a clone's batch norms the statistics of `images`: with the initial ones, a deep fresh model may give the
+    same logits for all images."""
+    norms = [m for m in copied.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for m in norms:
+        m.training, m.momentum = True, 1.
+    with torch.no_grad():
+        copied(images)
+    for m in norms:
+        m.training = False
+
+
+def norms_in_eval(model: nn.Module) -> set[str]:
+    """Batch norms that the user has set to eval mode, in a model that is otherwise in train mode."""
+    return {name for name, m in model.named_modules()
+            if model.training and not m.training and isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def keep_in_eval(model: nn.Module, names: Set[str]) -> None:
+    """Set the modules of these names to eval mode, as far as the model has them."""
+    for name, module in model.named_modules():
+        if name in names:
+            module.eval()

@@ -1,0 +1,120 @@
+"""Emptied modules that answer as they once did, so that a student's own forward runs without its front part."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from .trace import Call, Trace
+
+if TYPE_CHECKING:
+    from .tails import Tail
+
+
+class TailState:
+    """What the emptied modules of one tail need to know of the forward under way."""
+
+    def __init__(self) -> None:
+        self.features: tuple[torch.Tensor, ...] = ()
+        self.batch = 1
+        self.dense = False  # whether the model modifies placeholders in place, so that they must be real zeros
+        self.rows = 1   # rows of the first feature per image
+
+
+class _Placeholder:
+    """A tensor that nothing behind the boundary uses: only its shape [rows per image, ...] and dtype matter."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.shape, self.dtype = like.shape, like.dtype
+
+    def answer(self, state: TailState) -> torch.Tensor:
+        dtype = state.features[0].dtype if self.dtype.is_floating_point else self.dtype
+        zero = torch.zeros((), dtype=dtype, device=state.features[0].device)
+        zeros = zero.expand(self.shape[0] * state.batch, *self.shape[1:]) if self.shape else zero
+        return zeros.clone(memory_format=torch.contiguous_format) if state.dense else zeros
+
+
+class _Constant:
+    """A tensor that does not depend on the image, such as patch positions; kept as a buffer of its module."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    def answer(self, state: TailState) -> torch.Tensor:
+        value = getattr(self.module, self.name)
+        return value.expand(state.batch, *value.shape[1:]) if value.ndim > 1 and value.shape[0] == 1 else value
+
+
+class _Feature:
+    """The feature that the caller of the tail passes in; a copy where the model modifies it in place."""
+
+    def __init__(self, index: int, modified: bool) -> None:
+        self.index, self.modified = index, modified
+
+    def answer(self, state: TailState) -> torch.Tensor:
+        feature = state.features[self.index]
+        return feature.clone() if self.modified else feature
+
+
+def _answer(state: TailState, output: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of an emptied module."""
+    def answer(leaf: Any) -> Any:
+        return leaf.answer(state) if isinstance(leaf, _Placeholder | _Constant | _Feature) else leaf
+
+    return tree_map(answer, output)
+
+
+def _clear(module: nn.Module, kept: Sequence[str] = ()) -> None:
+    """Empty a module in place, so that its plain attributes (patch sizes, grids) stay readable; submodules at the
+    paths `kept` stay, as empty as the module."""
+    module._parameters.clear()
+    module._buffers.clear()
+    for name, child in list(module.named_children()):
+        if any(f'{path}.'.startswith(f'{name}.') for path in kept):
+            _clear(child, [path.removeprefix(f'{name}.') for path in kept if path.startswith(f'{name}.')])
+        else:
+            del module._modules[name]
+
+
+def stub(module: nn.Module, name: str, call: Call, trace: Trace, tail: Tail, features: Set[Any] = frozenset()) -> None:
+    """Empty a module and let it answer as it did: tensors whose nodes are `features` with the caller's, those that came
+    from the image with placeholders, all others (patch positions) with their values. Submodules that the model calls
+    again from outside the module answer by themselves."""
+    outside = trace.called_later(name)
+    _clear(module, [path.removeprefix(f'{name}.') for path in outside])
+    for path in outside:
+        _answer_as_called(tail.model.get_submodule(path), path, trace.calls[path][-1], trace, tail, frozenset())
+    _answer_as_called(module, name, call, trace, tail, features)
+
+
+def _answer_as_called(
+        module: nn.Module,
+        name: str,
+        call: Call,
+        trace: Trace,
+        tail: Tail,
+        features: Set[Any],
+) -> None:
+    """Give an empty module a forward that answers as in one call, see `stub`."""
+    nodes = iter(enumerate(call.nodes))
+
+    def stand_in(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        position, node = next(nodes)
+        if node in features:
+            tail.features.append((name, position))
+            return _Feature(len(tail.features) - 1, modified=leaf._version > 0)
+        if trace.is_from_image(node):
+            return _Placeholder(leaf)
+        constant = f'constant{position}'
+        module.register_buffer(constant, leaf.clone(), persistent=False)
+        return _Constant(module, constant)
+
+    module.forward = functools.partial(_answer, tail._state, tree_map(stand_in, call.output))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.__class__ = nn.Identity  # type: ignore[assignment]  # nothing is left for SyncBatchNorm to convert
