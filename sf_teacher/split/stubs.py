@@ -1,9 +1,7 @@
 """Emptied modules that answer as they once did, so that a student's own forward runs without its front part."""
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,14 +9,12 @@ from torch.utils._pytree import tree_map
 
 from .trace import Call, Trace
 
-if TYPE_CHECKING:
-    from .tails import Tail
-
 
 class TailState:
     """What the emptied modules of one tail need to know of the forward under way."""
 
     def __init__(self) -> None:
+        self.sources: list[tuple[str, int]] = []    # of each feature: module and position among what it returns
         self.features: tuple[torch.Tensor, ...] = ()
         self.batch = 1
         self.dense = False  # whether the model modifies placeholders in place, so that they must be real zeros
@@ -80,26 +76,30 @@ def _clear(module: nn.Module, kept: Sequence[str] = ()) -> None:
             del module._modules[name]
 
 
-def stub(module: nn.Module, name: str, call: Call, trace: Trace, tail: Tail, features: Set[Any] = frozenset()) -> None:
-    """Empty a module and let it answer as it did: tensors whose nodes are `features` with the caller's, those that came
-    from the image with placeholders, all others (patch positions) with their values. Submodules that the model calls
-    again from outside the module answer by themselves."""
+def stub(model: nn.Module, name: str, call: Call, trace: Trace, state: TailState, features: Set[Any]) -> None:
+    """Empty the module of this name and let it answer as it did.
+
+    Tensors whose autograd nodes are `features` are replaced by the caller's, those that came from the image by
+    placeholders; all others (patch positions) keep their values. Submodules that the model calls again from outside the
+    module answer by themselves.
+    """
     outside = trace.called_later(name)
-    _clear(module, [path.removeprefix(f'{name}.') for path in outside])
+    _clear(model.get_submodule(name), [path.removeprefix(f'{name}.') for path in outside])
     for path in outside:
-        _answer_as_called(tail.model.get_submodule(path), path, trace.calls[path][-1], trace, tail, frozenset())
-    _answer_as_called(module, name, call, trace, tail, features)
+        _answer_as_called(model, path, trace.calls[path][-1], trace, state, frozenset())
+    _answer_as_called(model, name, call, trace, state, features)
 
 
 def _answer_as_called(
-        module: nn.Module,
+        model: nn.Module,
         name: str,
         call: Call,
         trace: Trace,
-        tail: Tail,
+        state: TailState,
         features: Set[Any],
 ) -> None:
     """Give an empty module a forward that answers as in one call, see `stub`."""
+    module: Any = model.get_submodule(name)
     nodes = iter(enumerate(call.nodes))
 
     def stand_in(leaf: Any) -> Any:
@@ -107,14 +107,14 @@ def _answer_as_called(
             return leaf
         position, node = next(nodes)
         if node in features:
-            tail.features.append((name, position))
-            return _Feature(len(tail.features) - 1, modified=leaf._version > 0)
+            state.sources.append((name, position))
+            return _Feature(len(state.sources) - 1, modified=leaf._version > 0)
         if trace.is_from_image(node):
             return _Placeholder(leaf)
         constant = f'constant{position}'
         module.register_buffer(constant, leaf.clone(), persistent=False)
         return _Constant(module, constant)
 
-    module.forward = functools.partial(_answer, tail._state, tree_map(stand_in, call.output))
+    module.forward = functools.partial(_answer, state, tree_map(stand_in, call.output))
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.__class__ = nn.Identity  # type: ignore[assignment]  # nothing is left for SyncBatchNorm to convert

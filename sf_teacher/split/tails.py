@@ -52,6 +52,11 @@ class Tail(nn.Module):
         self.norms_in_eval = norms_in_eval(model)
         self.train(model.training)
 
+    @property
+    def features(self) -> list[tuple[str, int]]:
+        """Of each feature the module, and the position among the tensors that it returns."""
+        return self._state.sources
+
     def train(self, mode: bool = True) -> 'Tail':
         """As `nn.Module.train`; batch norms that were in eval mode when the student was in train mode stay in it."""
         super().train(mode)
@@ -61,11 +66,11 @@ class Tail(nn.Module):
     def answer_as(self, split: SplitPoint, trace: Trace) -> None:
         """Empty the modules that only work before the boundary, and let them answer as they did in `trace`."""
         self.input_size = trace.input_size
-        self.features: list[tuple[str, int]] = []   # module and position among the tensors it returns
+        self._state.sources = []
         for name in self._before:
-            stub(self.model.get_submodule(name), name, trace.calls[name][-1], trace, self)
+            stub(self.model, name, trace.calls[name][-1], trace, self._state, frozenset())
         for name in split.modules:
-            stub(self.model.get_submodule(name), name, trace.calls[name][0], trace, self, split.nodes)
+            stub(self.model, name, trace.calls[name][0], trace, self._state, split.nodes)
         self._state.rows = split.features(trace.calls[split.modules[0]][0])[0].shape[0]
 
     def forward(self, *features: torch.Tensor) -> torch.Tensor:
