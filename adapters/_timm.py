@@ -33,6 +33,9 @@ def build_teacher(
     Raises:
         SFTeacherError: There are no weights, they are not this model's, or they have no classifier for these classes.
     """
+    if 'sync_bn' in kwargs:
+        raise SFTeacherError(f'sync_bn={kwargs["sync_bn"]!r} of teacher {model_name!r}: in eval mode its batch norms '
+                             f'take no statistics of the batch, there is nothing to synchronise. Leave it out')
     if model_name.startswith(LOCAL):
         if checkpoint_path:
             raise SFTeacherError(f'model_name {model_name!r} has its own weights, checkpoint_path={checkpoint_path!r} '

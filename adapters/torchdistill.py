@@ -18,9 +18,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import timm
-from torch import nn
+from timm.layers import convert_sync_batchnorm
+from torch import distributed, nn
+from torch.utils.data import Dataset
 from torchdistill.common.constant import def_logger
 from torchdistill.core.interfaces.registry import FORWARD_PROC_FUNC_DICT, register_forward_proc_func
+from torchdistill.datasets.registry import DATASET_WRAPPER_DICT, register_dataset_wrapper
 from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
 from torchdistill.models.registry import (
     AUXILIARY_MODEL_WRAPPER_DICT,
@@ -105,11 +108,13 @@ def torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.M
     return remember(teacher, f'sf_teacher.torchvision_teacher {model_name!r}')
 
 
-def timm_model(model_name: str, **kwargs: Any) -> nn.Module:
+def timm_model(model_name: str, sync_bn: bool = False, **kwargs: Any) -> nn.Module:
     """Any timm model, e.g. a student, or a teacher that is to be trained.
 
     Args:
         model_name: timm's name, ``local-dir:`` and ``hf-hub:`` too.
+        sync_bn: Synchronise batch norm between processes. (torchdistill reads ``sync_bn`` beside ``key`` for
+            torchvision's models only.)
         **kwargs: Arguments of ``timm.create_model``.
 
     Raises:
@@ -126,11 +131,41 @@ def timm_model(model_name: str, **kwargs: Any) -> nn.Module:
           src_ckpt:
           dst_ckpt: './resource/ckpt/resnet18.pt'
     """
-    return remember(build_model(model_name, **kwargs), f'sf_teacher.timm_model {model_name!r}')
+    model = build_model(model_name, **kwargs)
+    if sync_bn and distributed.is_available() and distributed.is_initialized():
+        model = convert_sync_batchnorm(model)
+    return remember(model, f'sf_teacher.timm_model {model_name!r}')
 
 
 def skip_forward(model: nn.Module, sample_batch: Any, *args: Any, **kwargs: Any) -> None:
     """Do not run a model: for the student in the stage that trains the teacher."""
+
+
+class SkipValidation(Dataset[tuple[Any, int]]):
+    """For the stage that trains the teacher: one validation image, with a label that no class has.
+
+    torchdistill's script validates the student after every epoch and keeps its best checkpoint. The untrained student
+    is then right on nothing, so that no checkpoint of it is kept. The next stage must name its own images, as
+    torchdistill otherwise goes on with these.
+
+    .. code-block:: YAML
+       :caption: In the stage that trains the teacher.
+
+        val_data_loader:
+          dataset_id: *val
+          dataset_wrapper:
+            key: 'sf_teacher.skip_validation'
+            kwargs:
+    """
+
+    def __init__(self, org_dataset: Any) -> None:
+        self.org_dataset = org_dataset
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.org_dataset[0][0], -1
 
 
 def _register(registry: Mapping[str, Any], register: Callable[..., Any], entries: Iterable[tuple[str, Any]]) -> None:
@@ -159,5 +194,6 @@ def _register_method(cls: type[Method]) -> None:
 
 _register(MODEL_DICT, register_model, [
     (f'sf_teacher.{build.__name__}', build) for build in (timm_teacher, torchvision_teacher, timm_model)])
+_register(DATASET_WRAPPER_DICT, register_dataset_wrapper, [('sf_teacher.skip_validation', SkipValidation)])
 _register(FORWARD_PROC_FUNC_DICT, register_forward_proc_func, [('sf_teacher.skip_forward', skip_forward)])
 METHODS.for_each(_register_method)

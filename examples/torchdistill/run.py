@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.utils.data import DataLoader
 from torchdistill.common import main_util, module_util, yaml_util
 from torchdistill.common.constant import LOGGING_FORMAT, def_logger
 from torchdistill.core.distillation import get_distillation_box
@@ -52,7 +53,7 @@ def main() -> None:
 
 def run(config: dict, args: argparse.Namespace, device: torch.device, device_ids: list | None, parallel: bool) -> None:
     models, train = config['models'], config['train']
-    teacher = load(args.config, 'teacher_model', models, device, parallel, trains_teacher(train))
+    teacher = load(args.config, 'teacher_model', models, device, parallel, trains_teacher(train) and not args.test_only)
     name = 'student_model' if teacher is not None else 'model'
     student = load(args.config, name, models, device, parallel, True)
     best = models[name]['dst_ckpt']
@@ -87,6 +88,8 @@ def load(
         return None
     config, where = models[name], f'{file}: models.{name}'
     checkpoint = config.get('src_ckpt')
+    if config.get('sync_bn') and str(config['key']).startswith('sf_teacher.'):
+        raise SystemExit(f'{where}.sync_bn: torchdistill reads it for torchvision\'s models only. Give it in `kwargs`')
     try:
         model = get_image_classification_model(config, parallel)
         ours = model is None
@@ -133,8 +136,9 @@ def fit(box: object, model: nn.Module, best: str, args: argparse.Namespace, log_
             box.post_forward_process(loss=loss)
             if step % log_freq == 0:
                 logger.info(f'epoch {epoch} step {step}: loss {loss.item():.4f}')
-        trained = any(p.requires_grad for p in model.parameters())     # not in a stage that trains only the teacher
-        top1 = accuracy(model if trained else box.teacher_model, box.val_data_loader, box.device)
+        trained = getattr(getattr(box, 'student_forward_proc', None), '__name__', '') != 'skip_forward'
+        top1 = accuracy(model, box.val_data_loader, box.device) if trained else \
+            accuracy(box.teacher_model, all_images(box.val_data_loader), box.device)
         logger.info(f'epoch {epoch}: validation top-1 {top1:.2f} %' + ('' if trained else ' (teacher)'))
         if trained and top1 > top:
             top = top1
@@ -144,16 +148,23 @@ def fit(box: object, model: nn.Module, best: str, args: argparse.Namespace, log_
     box.clean_modules()
 
 
+def all_images(loader: DataLoader) -> DataLoader:
+    """Without `sf_teacher.skip_validation`."""
+    dataset = getattr(loader.dataset, 'org_dataset', loader.dataset)
+    return DataLoader(dataset, loader.batch_size, num_workers=loader.num_workers)
+
+
 @torch.inference_mode()
-def accuracy(model: nn.Module, loader: torch.utils.data.DataLoader, device: torch.device) -> float:
+def accuracy(model: nn.Module, loader: DataLoader, device: torch.device) -> float:
     model = model.module if module_util.check_if_wrapped(model) else model
     model.eval()
-    correct = torch.zeros((), device=device)
+    counts = torch.zeros(2, device=device)
     for images, targets in loader:
-        correct += (model(images.to(device)).argmax(1) == targets.to(device)).sum()
+        counts[0] += (model(images.to(device)).argmax(1) == targets.to(device)).sum()
+        counts[1] += len(targets)
     if main_util.is_dist_avail_and_initialized():
-        distributed.all_reduce(correct)
-    return 100 * correct.item() / len(loader.dataset)
+        distributed.all_reduce(counts)
+    return 100 * (counts[0] / counts[1]).item()
 
 
 if __name__ == '__main__':
