@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from functools import cache
+from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -225,4 +226,7 @@ def _problem(cls: type, f: Any, kind: Kind, value: Any, error: Any) -> str:
         right = {'NAME': 'VALUE'}
     elif kind.item is str and isinstance(value, int | float):
         right = str(value)
+    elif kind.item is float and isinstance(value, str):     # plain YAML reads 1e-3 as a text
+        with suppress(ValueError):
+            right = float(value) if isfinite(float(value)) else None
     return text if right is None else f'{text}, e.g. {spelling.line(f.name, right)}'

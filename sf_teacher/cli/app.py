@@ -91,4 +91,8 @@ class _Completion(argparse.Action):
 
 
 def _introduction(command: argparse.ArgumentParser) -> str:
-    return f'{command.prog}: {command.description}\n\n{command.epilog}\n\n{command.prog} --help lists all flags.'
+    known = {flag for action in command._actions for flag in action.option_strings}
+    more = {'--help': 'lists all flags', '--dry-run': 'checks everything and stops',
+            '--print-config': 'prints a commented YAML file of settings to start from'}
+    lines = [f'  {flag:14} {text}' for flag, text in more.items() if flag in known]
+    return '\n'.join([f'{command.prog}: {command.description}', '', str(command.epilog), '', *lines])

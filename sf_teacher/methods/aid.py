@@ -41,8 +41,8 @@ class AID(Method):
     title: ClassVar[str] = 'AID, a teacher fine-tuned towards a trained student (ICCV 2025)'
 
     teacher_weight: float = option(1., 'weight of the task loss; 0 leaves it out', source='ours', low=0)
-    kl_weight: float = option(1., 'lambda', source='ours', low=0)
-    temperature: float = option(4., 'tau', source='ours', above=0)
+    kl_weight: float = option(1., 'lambda, weight of the divergence from the trained student', source='ours', low=0)
+    temperature: float = option(4., 'tau of the divergence', source='ours', above=0)
 
     @property
     def active(self) -> bool:
