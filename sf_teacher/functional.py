@@ -1,6 +1,8 @@
 """Formulas on tensors, each once: no models, no settings, no state."""
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -11,7 +13,7 @@ def kl_divergence(
         temperature: float = 1.,
         direction: str = 'teacher||branch',
 ) -> torch.Tensor:
-    """tau^2 * KL between two softened predictions, averaged over the batch.
+    """tau^2 * KL between two softened predictions, averaged over the batch; in nats for tau = 1.
 
     Args:
         teacher: Logits [B, K].
@@ -24,3 +26,58 @@ def kl_divergence(
     if direction == 'branch||teacher':
         p, q = q, p
     return temperature ** 2 * F.kl_div(q, p, reduction='batchmean', log_target=True)
+
+
+def entropy(logits: torch.Tensor, temperature: float = 1.) -> torch.Tensor:
+    """Mean entropy of softened predictions in nats.
+
+    Args:
+        logits: [..., B, K].
+        temperature: tau.
+
+    Returns:
+        [...].
+    """
+    log_p = F.log_softmax(logits / temperature, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1).mean(-1)
+
+
+def top1(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Accuracy in percent.
+
+    Args:
+        logits: [..., B, K].
+        labels: [B].
+
+    Returns:
+        [...].
+    """
+    return (logits.argmax(-1) == labels).float().mean(-1) * 100
+
+
+def calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Expected calibration error (torchmetrics): confidence against accuracy in bins of equal width.
+
+    Args:
+        logits: [N, K].
+        labels: [N].
+        bins: Their number.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    return multiclass_calibration_error(logits.softmax(-1), labels, num_classes=logits.shape[-1], n_bins=bins).item()
+
+
+def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Linear centred kernel alignment of two sets of features of the same images (Kornblith et al. 2019).
+
+    Args:
+        x: [N, D1].
+        y: [N, D2].
+
+    Returns:
+        0 (unrelated) to 1 (equal up to rotation and scale); nan where one of them is constant.
+    """
+    x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
+    scale = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
+    return (torch.linalg.matrix_norm(y.T @ x) ** 2 / scale).item() if scale > 0 else math.nan

@@ -17,8 +17,9 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 import sf_teacher
-from sf_teacher.analysis.similarity import calibration_error, divergence, linear_cka, see
+from sf_teacher.analysis.similarity import predict
 from sf_teacher.exporting.reload import TEACHER, sha256
+from sf_teacher.functional import calibration_error, kl_divergence, linear_cka
 from sf_teacher.methods import METHODS
 from sf_teacher.split.boundaries import Boundary
 from sf_teacher.split.pairing import default_boundaries
@@ -173,12 +174,12 @@ class Worker:
     def compared(self, model: nn.Module, task: TrainingTask, test: InMemoryLoader) -> dict[str, float]:
         """Calibration; for a student also how it relates to its teacher, CKA at the last boundary of both."""
         if not isinstance(task, LogitDistillationTask):
-            seen = see(model, test)
-            return {'ece': calibration_error(seen.logits, seen.labels)}
-        teacher, student = (see(m, test, [self.last_boundary(m)]) for m in (task.teacher.model, model))
+            alone = predict(model, test)
+            return {'ece': calibration_error(alone.logits, alone.labels)}
+        teacher, student = (predict(m, test, [self.last_boundary(m)]) for m in (task.teacher.model, model))
         agree = teacher.logits.argmax(1) == student.logits.argmax(1)
         return {'ece': calibration_error(student.logits, student.labels),
-                'kl': divergence(teacher.logits, student.logits),
+                'kl': kl_divergence(teacher.logits, student.logits).item(),
                 'cka': linear_cka(teacher.features[0], student.features[0]),
                 'agreement': 100 * agree.float().mean().item()}
 

@@ -1,101 +1,97 @@
-"""How distillable is a teacher? Measured with pilot students, never predicted without them."""
+"""Which teacher to take, and at which temperature? Measured with pilot students, never predicted without them."""
 from __future__ import annotations
 
-import json
 import logging
 import statistics
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_data_config
-from timm.utils import unwrap_model
 from timm.utils.distributed import is_distributed_env
-from torch import nn
 
 from ..errors import SettingError, SFTeacherError
-from ..split.pairing import default_boundaries, pair_boundaries
-from ..split.teacher_taps import teacher_boundaries
-from ..training.components import eval_model
+from ..files import write_atomically
 from ..training.data import load_data
-from ..training.fitting import fit
 from ..training.loading import load_teacher
-from ..training.planning import KD_SETTINGS, Plan, plan_student
-from ..training.run_folder import write_atomically
-from ..training.settings import ReportRun, StudentRun
+from ..training.settings import ReportRun
 from ..validation import setting
-from .similarity import Seen, calibration_error, divergence, entropy, interval, linear_cka, see
+from . import halving
+from .figures import matplotlib_pyplot, report_figure
+from .pilots import Candidate, Pilots, pilot_settings, put_json
+from .similarity import interval
 
 _logger = logging.getLogger(__name__)
 
 ALONE = 'student alone'
+SELECTION_SEED = 1000       # added to the seed of the pilots that only choose
 
 
 def report(config: ReportRun) -> dict[str, Any]:
-    """Train pilot students from each teacher and alone, and compare; writes report.json and report.png.
+    """Pilot teachers at several temperatures, compare the best of them, and recommend one.
+
+    Candidates, each a teacher at a temperature, are thinned out by successive halving on one half of the validation
+    images. The baseline at its best temperature and the best others then train students with fresh seeds, and are
+    compared on the other half. Every pilot is kept in ``output/pilots``: a report that was stopped goes on from there.
 
     Args:
         config: Teachers, student, data, and how the pilot students are trained.
 
     Returns:
-        What report.json holds: for each teacher its accuracy, entropy and calibration, and over the seeds the
-        students' accuracy, agreement, divergence and CKA; for each comparison the paired difference and a verdict.
+        What report.json holds: the rounds; for each finalist its teacher's accuracy, entropy and calibration, and over
+        the seeds the students' accuracy, agreement, divergence and CKA; for each comparison the paired difference and
+        a verdict; the recommendation and what it cost.
 
     Raises:
         SFTeacherError: Something does not fit, or matplotlib is missing; no student has been trained.
     """
     folders = list(dict.fromkeys([*([config.baseline] if config.baseline else []), *config.teachers]))
-    if not folders:
-        raise SettingError('no teacher: give the exported folder of at least one, and a standard one as baseline')
-    if not config.output:
-        raise SettingError(f'no {setting("output")}: give the folder for report.json and report.png')
-    if config.teacher:
-        raise SFTeacherError(f'teacher={config.teacher!r} is a setting of distill: give the teachers of a report as '
-                             f'`teachers` (without a flag on the command line)')
-    if is_distributed_env():
-        raise SFTeacherError('a report is made by one process: start it without torchrun')
-    _matplotlib()
-    # finds what cannot be loaded before any student is trained
-    sizes = [resolve_data_config({}, model=load_teacher(folder))['input_size'] for folder in folders]
-    if config.input_size is None and len({tuple(size) for size in sizes}) > 1:
-        raise SFTeacherError(f'the teachers were exported for images of {" and ".join(map(str, sizes))}: their '
-                             f'students would not be comparable; give {setting("input_size")}, one for all')
-    common = {f.name: getattr(config, f.name) for f in fields(StudentRun)}
-    pilot = StudentRun(**{**common, 'output': '', 'resume': False})
+    sizes = _check(config, folders)
+    pilot = pilot_settings(config)
     data = load_data(pilot, pilot.seed, (pilot.input_size or sizes[0])[0])
-    arms: dict[str, list[dict[str, Any]]] = {}
+    pilots = Pilots(pilot, data, Path(config.output), folders[0])
+    candidates = [Candidate(folder, t) for folder in folders for t in config.temperatures]
+    pilots.check(folders)
+    _make_folder(config.output)     # everything has been checked
+    epochs = _affordable(config, candidates, pilots)
+
+    def choose_by(candidate: Candidate, of_round: int) -> float:
+        row = pilots.run(candidate, of_round, config.seed + SELECTION_SEED)
+        chosen_by = row['selection_top1']
+        _logger.info('%d epochs, %s: student %.2f %% (to choose by)', of_round, name_of(candidate), chosen_by)
+        return chosen_by
+
+    done = halving.halve(candidates, folders[0], epochs, choose_by)
+    finalists = [*halving.finalists(candidates, done, folders[0]), Candidate('')]
+    arms: dict[str, list[dict[str, Any]]] = {name_of(c): [] for c in finalists}
     teachers: dict[str, Any] = {}
     for seed in range(config.seed, config.seed + config.seeds):
-        for folder in [*folders, '']:
-            like = plan_student(replace(pilot, teacher=folder or folders[0], seed=seed), data)
-            plan = like if folder else plan_student(replace(
-                pilot, seed=seed, input_size=like.config.input_size, mean=like.config.mean, std=like.config.std,
-                interpolation=like.config.interpolation, crop_pct=like.config.crop_pct,
-                **{name: getattr(StudentRun(), name) for name in KD_SETTINGS}), data)
-            if not arms:        # everything has been checked
-                _make_folder(config.output)
-            name = folder or ALONE
-            row, teacher = _pilot(plan)
-            arms.setdefault(name, []).append({'seed': seed, **row})
-            if teacher is not None:
-                teachers[name] = teacher
-            _logger.info('seed %d, %s: student %.2f %%', seed, name, row['student_top1'])
+        for candidate in finalists:
+            row, name = dict(pilots.run(candidate, epochs, seed)), name_of(candidate)
+            if 'teacher' in row:
+                teachers[name] = {**asdict(candidate), **row.pop('teacher')}
+            row['top1'] = row['report_top1' if done else 'student_top1']
+            arms[name].append(row)
+            _logger.info('seed %d, %s: student %.2f %%', seed, name, row['top1'])
+    baseline, *others = (name for name in arms if name != ALONE)
+    comparisons = [_compare(arms, baseline, ALONE)]
+    for name in others:
+        comparisons += [_compare(arms, name, baseline, len(others)), _compare(arms, name, ALONE)]
     result = {
-        'student': config.student, 'data': config.data or config.dataset, 'epochs': config.epochs,
-        'teachers': teachers, 'pilots': arms,
-        'comparisons': [_compare(arms, name, reference) for name in folders
-                        for reference in ([config.baseline] if config.baseline not in ('', name) else []) + [ALONE]],
+        'student': config.student, 'data': config.data or config.dataset, 'epochs': epochs, 'baseline': baseline,
+        'rounds': [{'epochs': r.epochs, 'top1': {name_of(c): v for c, v in r.top1.items()}} for r in done],
+        'teachers': teachers, 'pilots': arms, 'comparisons': comparisons,
+        'recommendation': _recommend(arms, teachers, comparisons, baseline, pilots.seconds),
     }
-    write_atomically(Path(config.output) / 'report.json', lambda file: _put_json(file, result))
-    _figure(result, Path(config.output) / 'report.png')
+    write_atomically(Path(config.output) / 'report.json', lambda file: put_json(file, result))
+    report_figure(result, Path(config.output) / 'report.png')
     return result
 
 
-def _make_folder(output: str) -> None:
-    try:
-        Path(output).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
+def name_of(candidate: Candidate) -> str:
+    """What a candidate is called in a report."""
+    return f'{candidate.folder} at T = {candidate.temperature:g}' if candidate.folder else ALONE
 
 
 def table(result: dict[str, Any]) -> str:
@@ -104,7 +100,7 @@ def table(result: dict[str, Any]) -> str:
     rows = [head]
     for name, pilots in result['pilots'].items():
         teacher = result['teachers'].get(name)
-        mean, half = interval([p['student_top1'] for p in pilots])
+        mean, half = interval([p['top1'] for p in pilots])
         own = [f'{teacher["top1"]:.2f}', f'{teacher["entropy"]:.3f}', f'{teacher["ece"]:.3f}'] if teacher else ['-'] * 3
         shared = ['-'] * 3
         if teacher:
@@ -117,41 +113,59 @@ def table(result: dict[str, Any]) -> str:
     verdicts = [c['verdict'] for c in result['comparisons']]
     note = f'Students: {result["student"]}, {result["epochs"]} epochs, {len(next(iter(result["pilots"].values())))} ' \
            f'seeds, 95 % confidence. The teachers are one each: their own spread is not in these intervals.'
-    return '\n'.join([*lines, '', *verdicts, note])
+    return '\n'.join([*lines, '', *verdicts, note, '', result['recommendation']['text']])
 
 
-def _pilot(plan: Plan) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Train one student; what it and its teacher are worth on the validation images."""
-    fit(plan.task, plan.train_loader, None, plan.config)
-    student, teacher = unwrap_model(eval_model(plan.task, plan.config.model_ema)), getattr(plan.task, 'teacher', None)
-    if teacher is None:
-        seen = see(student, plan.eval_loader)
-        return {'student_top1': _top1(seen)}, None
-    pairs = _pairs(teacher.model, student, plan.config.input_size)
-    task: Any = plan.task       # the teacher sees its own mean and std, in training as here
-    images = ((teacher.normalize_input(x.to(task.device), task.student_mean, task.student_std), y)
-              for x, y in plan.eval_loader)
-    a = see(teacher.model, images, [t for t, _ in pairs])
-    b = see(student, plan.eval_loader, [s for _, s in pairs])
-    row = {
-        'student_top1': _top1(b),
-        'agreement': (a.logits.argmax(-1) == b.logits.argmax(-1)).float().mean().item(),
-        'kl': divergence(a.logits, b.logits),
-        'cka': [{'teacher': t.name, 'student': s.name, 'value': linear_cka(x, y)}
-                for (t, s), x, y in zip(pairs, a.features, b.features, strict=True)],
-    }
-    return row, {'top1': _top1(a), 'entropy': entropy(a.logits), 'ece': calibration_error(a.logits, a.labels)}
+def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
+    """Refuse what cannot work before any student is trained; the teachers' image sizes."""
+    if not folders:
+        raise SettingError('no teacher: give the exported folder of at least one, and a standard one as baseline')
+    if not config.output:
+        raise SettingError(f'no {setting("output")}: give the folder for report.json and report.png')
+    if config.teacher:
+        raise SFTeacherError(f'teacher={config.teacher!r} is a setting of distill: give the teachers of a report as '
+                             f'`teachers` (without a flag on the command line)')
+    if config.given('kd_temperature'):
+        raise SettingError(f'{setting("kd_temperature", config.kd_temperature)} is a setting of distill: give the '
+                           f'temperatures of a report as {setting("temperatures")}')
+    if not config.temperatures:
+        raise SettingError(f'{setting("temperatures")} is empty: give at least one, e.g. 4')
+    if is_distributed_env():
+        raise SFTeacherError('a report is made by one process: start it without torchrun')
+    matplotlib_pyplot()
+    sizes = [resolve_data_config({}, model=load_teacher(folder))['input_size'] for folder in folders]
+    if config.input_size is None and len({tuple(size) for size in sizes}) > 1:
+        raise SFTeacherError(f'the teachers were exported for images of {" and ".join(map(str, sizes))}: their '
+                             f'students would not be comparable; give {setting("input_size")}, one for all')
+    return sizes
 
 
-def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:
-    found = [default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student)]
-    return pair_boundaries(found[0], found[1], every=False)
+def _make_folder(output: str) -> None:
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
 
 
-def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
+def _affordable(config: ReportRun, candidates: Sequence[Candidate], pilots: Pilots) -> int:
+    """The epochs of the last pilots: those asked for, or as many as the budget allows."""
+    if not config.budget:
+        return config.epochs
+    limit = halving.seconds(config.budget)
+    one = pilots.run(candidates[0], 1, config.seed + SELECTION_SEED)['seconds']
+    for epochs in range(config.epochs, 0, -1):
+        if one * halving.pilot_epochs(len(candidates), epochs, config.seeds) <= limit:
+            _logger.info('an epoch of a pilot takes %.1f s: %d epochs fit into %s', one, epochs, config.budget)
+            return epochs
+    least = one * halving.pilot_epochs(len(candidates), 1, config.seeds)
+    raise SFTeacherError(f'budget={config.budget!r} is too small: pilots of one epoch need about {least:.0f} s here; '
+                         f'give that, or fewer teachers, temperatures or seeds')
+
+
+def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str, comparisons: int = 1) -> dict[str, Any]:
     """The difference that a teacher makes to its students, seed by seed."""
-    gains = [a['student_top1'] - b['student_top1'] for a, b in zip(arms[name], arms[reference], strict=True)]
-    mean, half = interval(gains)
+    gains = [a['top1'] - b['top1'] for a, b in zip(arms[name], arms[reference], strict=True)]
+    mean, half = interval(gains, comparisons)
     kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
     than = reference if reference == ALONE else f'students of {reference}'
     verdict = f'{kind}: students of {name} are {mean:+.2f} points against {than} (95 %: {mean - half:+.2f} to ' \
@@ -160,39 +174,27 @@ def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -
             'verdict': verdict}
 
 
-def _top1(seen: Seen) -> float:
-    return (seen.logits.argmax(-1) == seen.labels).float().mean().item() * 100
+def _recommend(
+        arms: dict[str, list[dict[str, Any]]],
+        teachers: dict[str, Any],
+        comparisons: Sequence[dict[str, Any]],
+        baseline: str,
+        seconds: float,
+) -> dict[str, Any]:
+    """The finalist that is surely better than the baseline and best, or the baseline."""
+    better = [c for c in comparisons if c['reference'] == baseline and c['kind'] == 'gain']
+    best = max(better, key=lambda c: c['mean'], default=None)
+    chosen = best['teacher'] if best else baseline
+    take = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
+    if best:
+        low, high = best['mean'] - best['half_width'], best['mean'] + best['half_width']
+        text = f'{take}: {best["mean"]:+.2f} [{low:+.2f}, {high:+.2f}] points over {baseline}'
+    elif len(teachers) > 1:
+        text = f'no difference: {take}, the baseline at its best temperature; none of {len(teachers) - 1} others is ' \
+               f'surely better'
+    else:
+        text = f'{take}, the only candidate'
+    text += f' ({seconds / 60:.1f} minutes of pilots)'
+    return {'teacher': teachers[chosen]['folder'], 'temperature': teachers[chosen]['temperature'], 'text': text,
+            'gain': best and best['mean'], 'half_width': best and best['half_width'], 'seconds': seconds}
 
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-        matplotlib.use('agg')
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise SFTeacherError('the figure needs matplotlib: pip install matplotlib') from error
-    return plt
-
-
-def _figure(result: dict[str, Any], path: Path) -> None:
-    plt = _matplotlib()
-    names = list(result['pilots'])
-    labels = [Path(n).parent.name + '/' + Path(n).name if '/' in n else n for n in names]
-    labels = labels if len(set(labels)) == len(names) else names
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    values = [interval([p['student_top1'] for p in result['pilots'][n]]) for n in names]
-    left.barh(labels, [v[0] for v in values], xerr=[v[1] for v in values], color='tab:blue', height=0.5)
-    left.set(title=f'{result["student"]} after {result["epochs"]} epochs', xlabel='accuracy (%), 95 % interval')
-    for name, label in zip(names, labels, strict=True):
-        if name in result['teachers']:
-            cka = [[c['value'] for c in p['cka']] for p in result['pilots'][name]]
-            right.plot([statistics.fmean(stage) for stage in zip(*cka, strict=True)], marker='o', label=label)
-    right.set(title='similarity of teacher and student', xlabel='stage', ylabel='CKA', ylim=(0, 1))
-    right.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _put_json(file: Any, result: dict[str, Any]) -> None:
-    file.write((json.dumps(result, indent=1) + '\n').encode())

@@ -10,10 +10,10 @@ import logging
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..errors import SFTeacherError
+from ..functional import entropy, top1
 
 _logger = logging.getLogger(__name__)
 
@@ -101,17 +101,15 @@ class CollapseWatch:
         """
         labels = labels if labels.ndim == 1 else labels.argmax(-1)
         both = torch.stack([teacher, targets]).float()
-        log_p = F.log_softmax(both / temperature, dim=-1)
-        top1 = (both.argmax(-1) == labels).float().mean(-1) * 100
-        entropy = -(log_p.exp() * log_p).sum(-1).mean(-1)
+        accuracy, spread = top1(both, labels), entropy(both, temperature)
         if training and not self.warned:
-            values = torch.stack([top1, math.log(both.shape[-1]) - entropy])     # [accuracy and distance, 2]
+            values = torch.stack([accuracy, math.log(both.shape[-1]) - spread])     # [accuracy and distance, 2]
             self._sums = values if self._sums is None else self._sums + values
             self._steps += 1
             if self._steps == self.interval:
                 self._check((self._sums / self._steps).tolist(), self._steps)
                 self._sums, self._steps = None, 0
-        return {'target_top1': top1[1], 'target_entropy': entropy[1]}
+        return {'target_top1': accuracy[1], 'target_entropy': spread[1]}
 
     def _check(self, values: list[list[float]], steps: int) -> None:
         (teacher_top1, top1), (teacher_distance, distance) = values

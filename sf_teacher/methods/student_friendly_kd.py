@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
+from ..functional import kl_divergence
 from ..validation import option
 from ._simplifier import Simplifier
 from .base import Context, Method, Progress, Step
@@ -45,9 +45,7 @@ class StudentFriendlyKD(Method):
     def terms(self, step: Step) -> dict[str, torch.Tensor]:
         """``"task_loss"``, ``"kd_loss"``; of the targets ``"target_top1"`` (%) and ``"target_entropy"`` (nats)."""
         task_loss = step.task_loss()
-        log_q = F.log_softmax(step.logits / self.temperature, dim=-1)
-        log_p = F.log_softmax(step.output / self.temperature, dim=-1)
-        kd_loss = F.kl_div(log_q, log_p, reduction='batchmean', log_target=True) * (self.temperature ** 2)
+        kd_loss = kl_divergence(step.output, step.logits, self.temperature)
         extra = step.extra
         of_targets = extra.watch.update(step.reference, step.output, step.target, self.temperature, extra.training)
         return {'task_loss': task_loss, 'kd_loss': kd_loss, **of_targets}

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
+from ..functional import top1
+
 
 class Average:
     """Sample-weighted averages of named values, kept on the device; nothing is read before it is asked for."""
@@ -52,13 +54,13 @@ def watched(result: Mapping[str, Any], target: torch.Tensor) -> dict[str, torch.
     branches = result.get('branch_output') or {}
     labels = target if target.ndim == 1 else target.argmax(-1)
     logits = torch.stack([result['output'], *branches.values()]).float()       # [1 + branches, B, K]
-    top1 = (logits.argmax(-1) == labels).float().mean(-1) * 100
-    values['top1'] = top1[0]
+    accuracy = top1(logits, labels)
+    values['top1'] = accuracy[0]
     if branches:
         log_p = logits.log_softmax(-1)
         gap = (log_p[:1].exp() * (log_p[:1] - log_p[1:])).sum(-1).mean(-1)
         for i, name in enumerate(branches):
-            values |= {f'branch_top1/{name}': top1[i + 1], f'branch_gap/{name}': gap[i]}
+            values |= {f'branch_top1/{name}': accuracy[i + 1], f'branch_gap/{name}': gap[i]}
     return values
 
 

@@ -213,10 +213,13 @@ class StudentRun(DataConfig, TrainConfig):
 
 @dataclass(frozen=True)
 class ReportRun(StudentRun):
-    """`sf-teacher report`: pilot students learn from each teacher for a few epochs."""
+    """`sf-teacher report`: which teacher to take, and at which temperature, by pilot students of a few epochs."""
     output: str = option('', 'folder for report.json and report.png', free=True)
     teachers: tuple[str, ...] = option((), 'exported folders of the teachers', positional=True)
-    baseline: str = option('', 'exported folder of a standard teacher to compare with')
-    seeds: int = option(3, 'pilot students for each teacher, with --seed and the following seeds', low=2)
+    baseline: str = option('', 'exported folder of the teacher to compare with (default: the first one)')
+    temperatures: tuple[float, ...] = option(
+        (2., 4., 8., 16.), 'temperatures of the distillation to try with each teacher', above=0, high=100)
+    seeds: int = option(3, 'pilot students for each of the last teachers, with --seed and the following seeds', low=2)
     epochs: int = option(5, 'epochs of a pilot student', low=1)
+    budget: str = option('', 'time for all pilots, e.g. 20m; --epochs is lowered to fit (default: no limit)')
     batch_size: int = option(64, 'images in a batch', low=1)

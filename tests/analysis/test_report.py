@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import statistics
 import sys
 from dataclasses import replace
@@ -12,8 +13,12 @@ from timm.data import resolve_data_config
 
 import sf_teacher
 from sf_teacher import SFTeacherError, cli
-from sf_teacher.analysis.report import _compare, _figure, report, table
-from sf_teacher.analysis.similarity import calibration_error, divergence, entropy, interval, linear_cka
+from sf_teacher.analysis import halving, pilots
+from sf_teacher.analysis.figures import report_figure
+from sf_teacher.analysis.pilots import Candidate
+from sf_teacher.analysis.report import _compare, _recommend, report, table
+from sf_teacher.analysis.similarity import interval
+from sf_teacher.functional import calibration_error, entropy, kl_divergence, linear_cka
 from sf_teacher.training.components import eval_model
 from sf_teacher.training.loading import load_teacher
 from sf_teacher.training.planning import plan_student
@@ -47,17 +52,17 @@ def test_calibration_error():
 
 
 def test_entropy_and_divergence():
-    assert entropy(torch.zeros(3, 4)) == pytest.approx(math.log(4))
+    assert entropy(torch.zeros(3, 4)).item() == pytest.approx(math.log(4))
     a, b = torch.randn(6, 4), torch.randn(6, 4)
     p, q = a.softmax(-1), b.softmax(-1)
-    assert divergence(a, b) == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
-    assert divergence(a, a) == pytest.approx(0., abs=1e-6)
+    assert kl_divergence(a, b).item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
+    assert kl_divergence(a, a).item() == pytest.approx(0., abs=1e-6)
 
 
 def test_interval_is_students_t():
     values = [1., 2., 4.]
     mean, half = interval(values)
-    assert mean == pytest.approx(7 / 3) and half == pytest.approx(4.303 * statistics.stdev(values) / 3 ** 0.5)
+    assert mean == pytest.approx(7 / 3) and half == pytest.approx(4.3026527 * statistics.stdev(values) / 3 ** 0.5)
     assert interval([5.]) == (5., math.inf)
 
 
@@ -65,8 +70,8 @@ def test_interval_is_students_t():
     ([1., 1.1, 0.9], 'gain'), ([2., -1., 0.5], 'no gain'), ([-1., -1.1, -0.9], 'loss'), ([0., 0., 0.], 'no gain'),
 ])
 def test_the_verdict_follows_the_paired_interval(gains, kind):
-    arms = {'a': [{'student_top1': 50 + g + s} for s, g in zip((0, 7, 3), gains, strict=True)],
-            'b': [{'student_top1': 50. + s} for s in (0, 7, 3)]}
+    arms = {'a': [{'top1': 50 + g + s} for s, g in zip((0, 7, 3), gains, strict=True)],
+            'b': [{'top1': 50. + s} for s in (0, 7, 3)]}
     found = _compare(arms, 'a', 'b')
     assert found['kind'] == kind and found['verdict'].startswith(f'{kind}: students of a')
 
@@ -83,49 +88,121 @@ def teachers(tmp_path_factory):
     return [str(p) for p in paths]
 
 
-def test_report_measures_teachers_and_pilots(teachers, tmp_path, monkeypatch, capsys):
+def test_report_measures_teachers_and_pilots(teachers, tmp_path, capsys):
     data = str(runs.folder(tmp_path / 'data'))
     args = ['report', teachers[1], '--baseline', teachers[0], '--student', 'test_resnet', '--data', data, '--in-memory',
-            '--batch-size', '8', '--epochs', '1', '--seeds', '2', '--device', 'cpu', '--output', str(tmp_path / 'out')]
+            '--batch-size', '8', '--epochs', '1', '--seeds', '2', '--device', 'cpu', '--output', str(tmp_path / 'out'),
+            '--temperatures', '4']
     assert cli.main(args) == 0
     out = capsys.readouterr().out
     result = json.loads((tmp_path / 'out/report.json').read_text())
     assert (tmp_path / 'out/report.png').read_bytes()[:4] == b'\x89PNG'
     assert table(result) in out and 'student alone' in out and '95 % confidence' in out
+    names = [f'{teacher} at T = 4' for teacher in teachers]
     assert [(c['teacher'], c['reference']) for c in result['comparisons']] == [
-        (teachers[0], 'student alone'), (teachers[1], teachers[0]), (teachers[1], 'student alone')]
-    for name in teachers:
+        (names[0], 'student alone'), (names[1], names[0]), (names[1], 'student alone')]
+    for name in names:
         assert 0 <= result['teachers'][name]['top1'] <= 100 and 0 <= result['teachers'][name]['ece'] <= 1
         assert [p['seed'] for p in result['pilots'][name]] == [42, 43]
         for pilot in result['pilots'][name]:
-            assert pilot['kl'] > 0 and 0 <= pilot['agreement'] <= 1
+            assert pilot['kl'] > 0 and 0 <= pilot['agreement'] <= 1 and pilot['top1'] == pilot['report_top1']
             assert all(0 <= c['value'] <= 1 for c in pilot['cka']) and pilot['cka']
     kinds = [c['kind'] for c in result['comparisons']]
     assert all(c['verdict'] in out for c in result['comparisons']) and set(kinds) <= {'gain', 'no gain', 'loss'}
+    [first] = result['rounds']
+    assert first['epochs'] == 1 and set(first['top1']) == set(names)
+    assert result['recommendation']['teacher'] in teachers and result['recommendation']['text'] in out
+    assert result['recommendation']['seconds'] == pytest.approx(sum(
+        json.loads(p.read_text())['seconds'] for p in (tmp_path / 'out/pilots').iterdir()))
+
+
+def test_a_report_goes_on_where_it_was_stopped(teachers, tmp_path, monkeypatch):
+    config = ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
+                       in_memory=True, batch_size=8, epochs=2, seeds=2, device='cpu', output=str(tmp_path / 'out'))
+    fit, trained = pilots.fit, []
+
+    def stops(task, *args):
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        trained.append(task)
+        return fit(task, *args)
+    monkeypatch.setattr(pilots, 'fit', stops)
+    with pytest.raises(KeyboardInterrupt):
+        report(config)
+    assert len(list((tmp_path / 'out/pilots').iterdir())) == 5 and not (tmp_path / 'out/report.json').exists()
+    monkeypatch.setattr(pilots, 'fit', lambda *args: trained.append(args[0]) or fit(*args))
+    result = report(config)
+    count = 8 + 5 * 2       # one round of two teachers at four temperatures; then four of them and none, two seeds
+    assert len(trained) == count and len(result['pilots']) == 5
+    monkeypatch.setattr(pilots, 'fit', lambda *args: pytest.fail('trained again'))
+    assert report(config) == result
+
+
+def test_halving_keeps_the_better_half_and_the_baseline():
+    candidates = [Candidate(folder, t) for folder in 'abcd' for t in (2., 4., 8., 16.)]
+    worth = {c: {'a': 0, 'b': 3, 'c': 2, 'd': 1}[c.folder] * 10 + c.temperature for c in candidates}
+    asked = []
+    rounds = halving.halve(candidates, 'a', 8, lambda c, epochs: asked.append(epochs) or worth[c])
+    assert [(r.epochs, len(r.top1)) for r in rounds] == [(4, 16), (8, 8)]
+    assert asked == [4] * 16 + [8] * 8
+    assert Candidate('a', 16.) in rounds[1].top1 and Candidate('a', 8.) not in rounds[1].top1
+    last = halving.finalists(candidates, rounds, 'a')
+    assert last == [Candidate('a', 16.), Candidate('b', 16.), Candidate('b', 8.), Candidate('c', 16.)]
+    assert halving.finalists([Candidate('a', 4.)], halving.halve([Candidate('a', 4.)], 'a', 8, pytest.fail), 'a') == [
+        Candidate('a', 4.)]
+    assert halving.pilot_epochs(16, 8, 3) == 16 * 4 + 8 * 8 + 5 * 3 * 8
+
+
+@pytest.mark.parametrize('gains,chosen,text', [
+    ((3., 3.2, 2.9), 'b', r'take b at T = 2: \+3.03 \['),
+    ((3., -3.2, 2.9), 'a', 'no difference: take a at T = 2, the baseline at its best temperature'),
+])
+def test_the_recommendation_is_surely_better_or_the_baseline(gains, chosen, text):
+    arms = {'A': [{'top1': 50. + i} for i in range(3)], 'B': [{'top1': 50. + i + g} for i, g in enumerate(gains)]}
+    teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 2.}}
+    found = _recommend(arms, teachers, [_compare(arms, 'B', 'A')], 'A', 60.)
+    assert found['teacher'] == chosen and re.match(text, found['text']) and '1.0 minutes' in found['text']
+
+
+def test_more_comparisons_need_more_certainty():
+    assert interval([1., 2., 4.], 3)[1] > interval([1., 2., 4.])[1]
+
+
+def test_a_budget_lowers_the_epochs_or_is_refused(teachers, tmp_path):
+    config = ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
+                       in_memory=True, batch_size=8, epochs=4, seeds=2, device='cpu', output=str(tmp_path / 'out'),
+                       temperatures=(4.,), budget='0.001s')
+    with pytest.raises(SFTeacherError, match=r"budget='0.001s' is too small: pilots of one epoch need about \d+ s"):
+        report(config)
+    [path] = (tmp_path / 'out/pilots').iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'seconds': 10.}))
+    assert halving.pilot_epochs(2, 2, 2) == 16
+    assert report(replace(config, budget='170s'))['epochs'] == 2
 
 
 def test_what_is_measured_is_the_moving_average_where_there_is_one(teachers, tmp_path, monkeypatch):
     config = ReportRun(teachers=(teachers[0],), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
                        in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'),
-                       model_ema=True, model_ema_decay=0.999999, kd_temperature=2.)
+                       model_ema=True, model_ema_decay=0.999999, temperatures=(2.,))
     plain = replace(config, model_ema=False, model_ema_decay=ReportRun.model_ema_decay)
-    kl = [[p['kl'] for p in report(c)['pilots'][teachers[0]]] for c in (config, plain)]
+    kl = [[p['kl'] for p in report(c)['pilots'][f'{teachers[0]} at T = 2']] for c in (config, plain)]
     assert kl[0] != kl[1]
 
     def averaged(task, ema):
         assert ema
         return eval_model(task, ema)
-    monkeypatch.setattr('sf_teacher.analysis.report.eval_model', averaged)
-    assert [p['kl'] for p in report(config)['pilots'][teachers[0]]] == kl[0]
+    monkeypatch.setattr('sf_teacher.analysis.pilots.eval_model', averaged)
+    assert [p['kl'] for p in report(replace(config, output=str(tmp_path / 'again')))[
+        'pilots'][f'{teachers[0]} at T = 2']] == kl[0]
 
 
 def test_teachers_see_their_own_normalisation(teachers, tmp_path):
     data = str(runs.folder(tmp_path / 'data'))
     common = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, batch_size=8, epochs=1,
-                  seeds=2, device='cpu')
+                  seeds=2, device='cpu', temperatures=(4.,))
     own = report(ReportRun(**common, output=str(tmp_path / 'own')))
     other = report(ReportRun(**common, mean=(0.,), std=(1.,), output=str(tmp_path / 'other')))
-    found = [r['teachers'][teachers[0]] for r in (own, other)]
+    found = [r['teachers'][f'{teachers[0]} at T = 4'] for r in (own, other)]
     assert found[0]['entropy'] == pytest.approx(found[1]['entropy'], rel=1e-4)
     assert found[0]['top1'] == found[1]['top1']
 
@@ -135,8 +212,8 @@ def test_grey_teachers(tmp_path):
     model = timm.create_model('test_resnet', num_classes=4, in_chans=1)
     folder = sf_teacher.export(model, tmp_path / 'grey', input_size=(1, 16, 16), mean=0.5, std=0.5)
     result = report(ReportRun(teachers=(str(folder),), student='test_resnet', data=data, batch_size=8, epochs=1,
-                              seeds=2, workers=0, device='cpu', output=str(tmp_path / 'out')))
-    assert len(result['pilots'][str(folder)]) == 2
+                              seeds=2, workers=0, device='cpu', output=str(tmp_path / 'out'), temperatures=(4.,)))
+    assert len(result['pilots'][f'{folder} at T = 4']) == 2
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
@@ -144,6 +221,9 @@ def test_grey_teachers(tmp_path):
     (dict(output=''), 'no output: give the folder for report.json'),
     (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
     (dict(seeds=1), r'^ReportRun\(seeds=1\): seeds must be a whole number >= 2'),
+    (dict(kd_temperature=2.), r'kd_temperature=2.0 is a setting of distill: give the temperatures of a report as temperatures'),
+    (dict(temperatures=()), 'temperatures is empty: give at least one'),
+    (dict(budget='soon'), "budget='soon' must be a time such as 90s, 20m or 2h"),
     (dict(teacher='x'), "teacher='x' is a setting of distill: give the teachers of a report as `teachers`"),
     (dict(student=''), 'no student: give the timm name of one'),
 ])
@@ -169,13 +249,13 @@ def test_report_of_several_processes(teachers, tmp_path, monkeypatch):
 
 
 def test_every_teacher_has_a_bar_of_its_own(tmp_path, monkeypatch):
-    row = {'student_top1': 50., 'cka': [{'value': 0.5}]}
+    row = {'top1': 50., 'cka': [{'value': 0.5}]}
     names = ['sgd/run/teacher', 'adam/run/teacher', 'student alone']
     bars = []
     barh = Axes.barh
     monkeypatch.setattr(Axes, 'barh', lambda self, y, *args, **kwargs: bars.extend(y) or barh(self, y, *args, **kwargs))
     teachers = {name: {} for name in names[:2]}
-    _figure({'student': 's', 'epochs': 1, 'pilots': {n: [row, row] for n in names}, 'teachers': teachers},
+    report_figure({'student': 's', 'epochs': 1, 'pilots': {n: [row, row] for n in names}, 'teachers': teachers},
             tmp_path / 'figure.png')
     assert len(set(bars)) == 3
 

@@ -1,0 +1,137 @@
+"""Pilot students: short trainings from a teacher, measured beside it; each is a file, so that a report can resume."""
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import unwrap_model
+from torch import nn
+
+from ..files import write_atomically
+from ..functional import calibration_error, entropy, kl_divergence, linear_cka, top1
+from ..split.pairing import default_boundaries, pair_boundaries
+from ..split.teacher_taps import teacher_boundaries
+from ..training.components import eval_model
+from ..training.data import Data
+from ..training.fitting import fit
+from ..training.planning import KD_SETTINGS, Plan, plan_student
+from ..training.settings import ReportRun, StudentRun
+from .similarity import Predictions, predict
+
+_IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A teacher at a temperature; an empty folder is the student alone."""
+    folder: str
+    temperature: float = 0.
+
+
+class Pilots:
+    """Trains pilot students and remembers them.
+
+    Args:
+        settings: Of the students; teacher, temperature, epochs and seed are those of each pilot.
+        data: The images.
+        output: Folder of the report; the pilots go into ``pilots`` in it.
+        like: The exported teacher whose images the student that learns alone gets.
+    """
+
+    def __init__(self, settings: StudentRun, data: Data, output: Path, like: str) -> None:
+        self.settings, self.data, self.folder, self.like = settings, data, output / 'pilots', like
+        self.seconds = 0.       # of all pilots, those of an earlier run included
+
+    def check(self, folders: Sequence[str]) -> None:
+        """Build what the pilots of these teachers need, so that what cannot work is found before any training."""
+        for folder in folders:
+            self._plan(Candidate(folder, self.settings.kd_temperature), self.settings.epochs, self.settings.seed)
+
+    def run(self, candidate: Candidate, epochs: int, seed: int) -> dict[str, Any]:
+        """One pilot: its accuracy on the validation images and on both halves of them, and how like its teacher it is.
+
+        Returns:
+            ``student_top1``, ``selection_top1``, ``report_top1``, ``seconds``, ``seed``; with a teacher ``agreement``,
+            ``kl``, ``cka``, and ``teacher`` with its ``top1``, ``entropy`` and ``ece``.
+        """
+        path = self.folder / f'{self._key(candidate, epochs, seed)}.json'
+        if path.exists():
+            row = json.loads(path.read_text(encoding='utf-8'))
+        else:
+            began = time.monotonic()
+            row = {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))}
+            row['seconds'] = time.monotonic() - began
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, lambda file: put_json(file, row))
+        self.seconds += row['seconds']
+        return row
+
+    def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
+        weights = Path(candidate.folder.removeprefix('local-dir:')) / 'model.safetensors'
+        stamp = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
+        settings = asdict(replace(self.settings, output='', device='', workers=0))
+        text = json.dumps([asdict(candidate), epochs, seed, stamp, settings])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
+        settings = replace(self.settings, epochs=epochs, seed=seed)
+        temperature = candidate.temperature or settings.kd_temperature
+        like = plan_student(
+            replace(settings, teacher=candidate.folder or self.like, kd_temperature=temperature), self.data)
+        if candidate.folder:
+            return like
+        changed: dict[str, Any] = {name: getattr(StudentRun(), name) for name in KD_SETTINGS}
+        changed |= {name: getattr(like.config, name) for name in _IMAGES}
+        return plan_student(replace(settings, **changed), self.data)
+
+    def _measured(self, plan: Plan) -> Mapping[str, Any]:
+        fit(plan.task, plan.train_loader, None, plan.config)
+        student = unwrap_model(eval_model(plan.task, plan.config.model_ema))
+        teacher = getattr(plan.task, 'teacher', None)
+        if teacher is None:
+            return _accuracies(predict(student, plan.eval_loader))
+        pairs = _pairs(teacher.model, student, plan.config.input_size)
+        task: Any = plan.task       # the teacher gets its own mean and std, in training as here
+        images = ((teacher.normalize_input(x.to(task.device), task.student_mean, task.student_std), y)
+                  for x, y in plan.eval_loader)
+        a = predict(teacher.model, images, [t for t, _ in pairs])
+        b = predict(student, plan.eval_loader, [s for _, s in pairs])
+        return {
+            **_accuracies(b),
+            'agreement': (a.logits.argmax(-1) == b.logits.argmax(-1)).float().mean().item(),
+            'kl': kl_divergence(a.logits, b.logits).item(),
+            'cka': [{'teacher': t.name, 'student': s.name, 'value': linear_cka(x, y)}
+                    for (t, s), x, y in zip(pairs, a.features, b.features, strict=True)],
+            'teacher': {'top1': top1(a.logits, a.labels).item(), 'entropy': entropy(a.logits).item(),
+                        'ece': calibration_error(a.logits, a.labels)},
+        }
+
+
+def _accuracies(found: Predictions) -> Mapping[str, float]:
+    """On all validation images, on every second one (to choose by) and on the others (to report)."""
+    even = torch.arange(len(found.labels)) % 2 == 0
+    halves = {name: top1(found.logits[keep], found.labels[keep]).item()
+              for name, keep in (('selection_top1', even), ('report_top1', ~even))}
+    return {'student_top1': top1(found.logits, found.labels).item(), **halves}
+
+
+def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:
+    ours, theirs = (default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student))
+    return pair_boundaries(ours, theirs)
+
+
+def pilot_settings(config: ReportRun) -> StudentRun:
+    """The settings of a report that its students have."""
+    common = {f.name: getattr(config, f.name) for f in fields(StudentRun)}
+    return StudentRun(**{**common, 'output': '', 'resume': False})
+
+
+def put_json(file: Any, values: dict[str, Any]) -> None:
+    """Write values as JSON into an open file."""
+    file.write((json.dumps(values, indent=1) + '\n').encode())
