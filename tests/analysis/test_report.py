@@ -221,7 +221,7 @@ def test_grey_teachers(tmp_path):
     (dict(output=''), 'no output: give the folder for report.json'),
     (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
     (dict(seeds=1), r'^ReportRun\(seeds=1\): seeds must be a whole number >= 2'),
-    (dict(kd_temperature=2.), r'kd_temperature=2.0 is a setting of distill: give the temperatures of a report as temperatures'),
+    (dict(kd_temperature=2.), r'kd_temperature=2.0 is a setting of distill: give the temperatures of'),
     (dict(temperatures=()), 'temperatures is empty: give at least one'),
     (dict(budget='soon'), "budget='soon' must be a time such as 90s, 20m or 2h"),
     (dict(teacher='x'), "teacher='x' is a setting of distill: give the teachers of a report as `teachers`"),
