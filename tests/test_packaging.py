@@ -111,7 +111,7 @@ def declared(*extras):
 
 def imported(folder, deferred):
     """Distributions imported below `folder`, with those inside functions and `if` blocks where `deferred`."""
-    own = {'sf_teacher', 'tests', 'own_models'}     # the last is written by a test
+    own = {'sf_teacher', 'tests', 'own_models', 'like_mdistiller', 'like_repdistiller'}     # written by tests
     if folder in ('examples', 'tests'):
         own |= {path.stem for path in (ROOT / 'examples').rglob('*.py')}       # scripts beside each other
     found = {}
