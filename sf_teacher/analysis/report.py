@@ -143,7 +143,7 @@ def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
 def _make_folder(output: str) -> None:
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
 
 
