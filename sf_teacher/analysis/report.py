@@ -130,6 +130,8 @@ def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
                            f'temperatures of a report as {setting("temperatures")}')
     if not config.temperatures:
         raise SettingError(f'{setting("temperatures")} is empty: give at least one, e.g. 4')
+    if config.budget:
+        halving.seconds(config.budget)
     if is_distributed_env():
         raise SFTeacherError('a report is made by one process: start it without torchrun')
     matplotlib_pyplot()
