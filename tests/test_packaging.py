@@ -82,7 +82,7 @@ def test_wheel_contents(wheel):
 
 def test_wheel_in_a_clean_environment(clean, tmp_path):
     # PYTHONPATH lends the third-party packages; unlike a site folder it runs no .pth file, so no editable install
-    site = sysconfig.get_path('purelib')
+    site = os.pathsep.join(path for path in sys.path if Path(path).name == 'site-packages')
     found = json.loads(run(str(clean / 'bin' / 'python'), '-c', LOOK, cwd=tmp_path, PYTHONPATH=site))
     assert Path(found['package']).is_relative_to(clean) and Path(found['adapters']).is_relative_to(clean)
     assert Path(found['adapters']).parent == Path(found['package']).parent / 'adapters'
