@@ -9,6 +9,7 @@ from torch import nn
 
 from .checks import check_model, check_size, shown
 from .errors import SFTeacherError
+from .exporting.normalise import name_of
 from .exporting.verify import LOCAL, check_folder
 from .methods import get_method
 from .methods.base import Method
@@ -88,7 +89,8 @@ def wrap(
         built = [create_model(s, 'student', num_classes, size, student_kwargs) if isinstance(s, str) else s
                  for s in students]
     task = StudentFriendlyTask(teacher, None, built, config, boundaries, size)
-    task.student_names = [s if isinstance(s, str) else type(s).__name__ for s in students]
+    task.student_names = [s if isinstance(s, str) and ':' not in s else name_of(m)
+                          for s, m in zip(students, built, strict=True)]
     return task
 
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checks import check_batch, check_model, check_placement, check_size, check_target
 from .errors import SFTeacherError
+from .exporting.normalise import name_of
 from .joint_task import JointTask
 from .methods import get_method
 from .methods.base import Context, Criterion, Method, options
@@ -81,7 +82,7 @@ class StudentFriendlyTask(JointTask):
         with torch.random.fork_rng(devices=[]):     # branches leave the training's random numbers alone
             context = Context(model, students, boundaries, self.input_size)
             extra = self.method.build(context)
-            self.num_classes, self.student_names = context.num_classes, [type(s).__name__ for s in students]
+            self.num_classes, self.student_names = context.num_classes, [name_of(s) for s in students]
         self.join(model, extra)
         self._checked = False
 

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import timm
 
+    from ..exporting.card import portable_path
     from ..exporting.checkpoint import load_checkpoint
     from ..exporting.exporter import TORCHDISTILL, export
     from ..exporting.reload import import_factory
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         print(f'{folder}: exported and verified; its README.md says how to load it')
         return
     print(f'{folder}: exported and verified. In torchdistill ({TORCHDISTILL} in the folder):\n')
-    print((folder / TORCHDISTILL).read_text(encoding='utf-8'))
+    print((folder / TORCHDISTILL).read_text(encoding='utf-8').replace(portable_path(folder), str(folder)))
 
 
 def _json_object(text: str) -> dict[str, Any]:

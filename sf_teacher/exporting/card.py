@@ -1,7 +1,13 @@
 """The texts in an exported folder: the model card and the torchdistill snippet."""
+import html
 import json
+import re
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCardData
 
 from .torchvision_names import MAPPED
 
@@ -17,12 +23,12 @@ _TIMM_USAGE = """\
 ```python
 import timm
 
-teacher = timm.create_model("local-dir:{name}", pretrained=True)
+teacher = timm.create_model({local}, pretrained=True)
 ```
 
 The model is plain timm: nothing else needs to be installed. **Keep `pretrained=True`: without it timm builds the same
 architecture with random weights and says nothing.** `teacher.pth` holds the same weights under `"model"`, for tools
-that want a checkpoint file (`torch.load("{name}/teacher.pth", weights_only=True)["model"]`).
+that want a checkpoint file (`torch.load(".../teacher.pth", weights_only=True)["model"]`).
 """
 
 _FACTORY_USAGE = """\
@@ -33,15 +39,15 @@ import torch
 from {module} import {function}
 
 teacher = {call}({arguments})
-teacher.load_state_dict(torch.load("{name}/teacher.pth", weights_only=True)["model"])
+teacher.load_state_dict(torch.load({file}, weights_only=True)["model"])
 teacher.eval()
 ```
 """
 
 _TORCHDISTILL = """\
 # The teacher's block for a torchdistill configuration. This key returns the teacher in eval mode, so that its
-# statistics stay as exported, and refuses a folder that is missing or has other classes. The path is where it was
-# exported to: change it if the folder moves.
+# statistics stay as exported, and refuses a folder that is missing or has other classes. The path is relative to where
+# torchdistill is started: change it to where the folder is.
 dependencies:
   - name: 'sf_teacher.adapters.torchdistill'
 
@@ -71,6 +77,12 @@ _NO_TORCHVISION = """
 """
 
 
+def portable_path(folder: Path) -> str:
+    """A path that says nothing of this machine: below the working directory as it is, elsewhere the folder's name."""
+    below = folder.is_relative_to(Path.cwd()) and folder != Path.cwd()
+    return './' + (folder.relative_to(Path.cwd()).as_posix() if below else folder.name)
+
+
 def torchdistill_snippet(arch: str, num_classes: int, folder: str, torchvision_file: str | None = None) -> str:
     """The YAML that makes an exported folder the teacher of a torchdistill configuration, and which paths apply.
 
@@ -97,10 +109,14 @@ def model_card(name: str, facts: Mapping[str, Any], metadata: Mapping[str, Any])
         metadata: What the user says of its training.
     """
     built_by = facts['arch'] or facts['factory']
-    front = {'library_name': 'timm' if facts['arch'] else 'pytorch', 'pipeline_tag': 'image-classification'}
-    tags = ['image-classification', 'knowledge-distillation', 'sf_teacher', *(['timm'] if facts['arch'] else [])]
-    lines = ['---', *(f'{key}: {value}' for key, value in front.items()), 'tags:', *(f'- {tag}' for tag in tags), '---']
-    lines += [f'# {name}', '', str(metadata.get('description', f'A teacher ({built_by}) for knowledge distillation.'))]
+    front = ModelCardData(
+        library_name='timm' if facts['arch'] else 'pytorch',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'knowledge-distillation', 'sf_teacher', *(['timm'] if facts['arch'] else [])],
+    )
+    description = metadata.get('description', f'A teacher ({built_by}) for knowledge distillation.')
+    about = re.sub(r'^([#+-]|\d+[.)])', r'\\\1', _text(description))
+    lines = ['---', front.to_yaml(), '---', f'# {_text(name)}', '', about]
 
     lines += ['', '## How it was trained', '']
     fields = {key: metadata.get(key, 'not recorded') for key in _FIELDS}
@@ -118,7 +134,7 @@ def model_card(name: str, facts: Mapping[str, Any], metadata: Mapping[str, Any])
     lines += [
         "`probe.safetensors` holds a few inputs and this teacher's logits; this reloads the folder and compares them:",
         '',
-        f'    sf-teacher verify {name}' + (f" --factory {facts['factory']}" if facts['factory'] else ''),
+        f'    sf-teacher verify {shlex.quote(name)}' + (f" --factory {facts['factory']}" if facts['factory'] else ''),
         '',
     ]
     return "\n".join(lines)
@@ -126,7 +142,7 @@ def model_card(name: str, facts: Mapping[str, Any], metadata: Mapping[str, Any])
 
 def _usage(name: str, facts: Mapping[str, Any]) -> str:
     if facts['arch']:
-        return _TIMM_USAGE.format(name=name)
+        return _TIMM_USAGE.format(local=json.dumps(f'local-dir:{name}', ensure_ascii=False))
     module, _, call = facts['factory'].partition(':')
     arguments = ', '.join(f'{key}={value!r}' for key, value in facts['model_args'].items())
     return _FACTORY_USAGE.format(
@@ -135,15 +151,18 @@ def _usage(name: str, facts: Mapping[str, Any]) -> str:
         function=call.partition('.')[0],
         call=call,
         arguments=arguments,
-        name=name,
+        file=json.dumps(f'{name}/teacher.pth', ensure_ascii=False),
     )
 
 
 def _item(key: str, value: Any) -> list[str]:
     if isinstance(value, Mapping):
-        return [f'- **{key}**:', *(f'  - {inner}: {_text(text)}' for inner, text in value.items())]
-    return [f'- **{key}**: {_text(value)}']
+        return [f'- **{_text(key)}**:', *(f'  - {_text(inner)}: {_text(text)}' for inner, text in value.items())]
+    return [f'- **{_text(key)}**: {_text(value)}']
 
 
 def _text(value: Any) -> str:
-    return ' '.join(value.split()) if isinstance(value, str) else json.dumps(value)
+    """A value as one line of text, in which nothing is markup."""
+    text = ' '.join(value.split()) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = re.sub(r'[\\`*~|]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]', r'\\\g<0>', text)
+    return html.escape(text, quote=False)

@@ -19,7 +19,7 @@ from ..errors import SFTeacherError
 from ..files import written_at_once
 from ..version import __version__
 from . import normalise
-from .card import model_card, torchdistill_snippet
+from .card import model_card, portable_path, torchdistill_snippet
 from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO, sha256, versions
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
@@ -72,7 +72,8 @@ def export(
         class_names: Names of the classes in the order of the logits, by which whoever distils from the teacher can tell
             that the data has the same; by default those that the model's configuration holds, if it does.
         metadata: What was trained and how, for the model card and `config.json`: "method", "students", "data", "seed",
-            "metrics", "description" and whatever else. Primitives, dataclasses and paths.
+            "metrics", "description" and whatever else. Primitives, dataclasses and paths, which are shortened to
+            their last part.
         overwrite: Replace an earlier export at `folder`, once the new one has been verified.
         format: "torchvision" adds `torchvision.pth`, the weights under the keys of torchvision's model of the same
             name, which gives equal logits or is refused.
@@ -88,7 +89,7 @@ def export(
     if format not in FORMATS:
         raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
     target = find_place(folder, overwrite)
-    notes, args = normalise.primitives('metadata', metadata), normalise.primitives('model_args', model_args)
+    notes, args = normalise.metadata(metadata), normalise.primitives('model_args', model_args)
     if isinstance(model, TrainingTask):
         raise SFTeacherError(f'export takes the plain model and this is a {type(model).__name__}: call task.export('
                              f'folder), or pass task.get_eval_model()')
@@ -131,7 +132,7 @@ def export(
         if arch is not None:
             same = TEACHER if is_same(arch, state, inputs, logits) else None
             snippet = torchdistill_snippet(
-                arch, facts['num_classes'], str(target), same or (None if theirs is None else TORCHVISION),
+                arch, facts['num_classes'], portable_path(target), same or (None if theirs is None else TORCHVISION),
             )
             (temporary / TORCHDISTILL).write_text(snippet, encoding='utf-8')
         report = run_check(temporary, 0.0, factory, torch.get_num_threads())

@@ -5,9 +5,11 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import timm
@@ -261,6 +263,28 @@ def check_factory_arguments(model_args: dict[str, Any]) -> None:
         check_arguments(None, model_args, 'model_args')
     except CheckError as e:
         raise SFTeacherError(f'{e}; write them into the factory') from e
+
+
+def metadata(value: Any) -> dict[str, Any]:
+    """What is said of the training, as JSON gives it back, without what it tells of the machine: paths lose theirs."""
+    return _without_paths(primitives('metadata', value))
+
+
+_PATH = re.compile(     # a separator that no relative path, URL or tag has before it, and the last part of what follows
+    r'(?<![\w./<])(?:file://)?(?:~[\w.-]*|[A-Za-z]:|/(?!/))(?:[^\s<>\'",;/\\]*[/\\])*([^\s<>\'",;/\\]*)')
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_without_paths(key): _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    whole = value.removeprefix('local-dir:')
+    if PurePosixPath(whole).is_absolute() or PureWindowsPath(whole).is_absolute():      # it may hold spaces
+        return PureWindowsPath(whole).name      # knows both kinds of separators
+    return _PATH.sub(lambda match: match[1] if '/' in match[0] or '\\' in match[0] else match[0], value)
 
 
 def primitives(name: str, value: Any) -> dict[str, Any]:

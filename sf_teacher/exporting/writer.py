@@ -18,6 +18,8 @@ def find_place(folder: str | os.PathLike[str], overwrite: bool) -> Path:
         raise SFTeacherError(f'cannot write {os.fspath(folder)!r}: {e}') from e
     if linked:
         raise SFTeacherError(f'{target} is a link: give the folder that it points to, {resolved}')
+    if not resolved.name.isprintable():
+        raise SFTeacherError(f'cannot write {str(resolved)!r}: its name holds characters that cannot be printed')
     check_place(resolved, overwrite)
     return resolved
 

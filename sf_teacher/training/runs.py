@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import SettingError, SFTeacherError
 from ..exporting.exporter import export
-from ..exporting.normalise import primitives
+from ..exporting.normalise import metadata
 from ..exporting.reload import CONFIG as EXPORTED_CONFIG
 from ..exporting.writer import find_place
 from ..validation import setting
@@ -77,7 +77,7 @@ def _check_own(plan: Plan, name: str) -> None:
         there = json.loads((target / EXPORTED_CONFIG).read_text(encoding='utf-8')).get('sf_teacher', {})
     except (OSError, ValueError, AttributeError):
         there = {}
-    ours = json.loads(json.dumps(primitives('metadata', plan.metadata)))
+    ours = metadata(plan.metadata)
     differ = [key for key in _OF_A_RUN if key in ours and (not isinstance(there, dict) or there.get(key) != ours[key])]
     if differ:
         raise SFTeacherError(f'{target} is not an earlier export of this run (another {", ".join(differ)}), and its '

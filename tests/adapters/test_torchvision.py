@@ -59,7 +59,8 @@ def blocks(folder):
     ('resnet18', 'timm', 'teacher.pth'), ('vgg11', 'torchvision', 'torchvision.pth'),
     ('efficientnet_b0', 'torchvision', 'torchvision.pth'), ('efficientnet_b0', 'timm', None),
     ('test_resnet', 'timm', None)])
-def test_the_snippet_says_which_path_applies(tmp_path, quick, name, format, file):
+def test_the_snippet_says_which_path_applies(tmp_path, quick, monkeypatch, name, format, file):
+    monkeypatch.chdir(tmp_path)
     teacher = model(name)
     folder = export(teacher, tmp_path / 'teacher', input_size=SIZE, mean=HALF, std=HALF, format=format)
     ours, theirs = blocks(folder)
@@ -70,7 +71,7 @@ def test_the_snippet_says_which_path_applies(tmp_path, quick, name, format, file
         assert ('format="torchvision"' in text) == (name in MAPPED)
         return
     config = theirs['models']['teacher_model']
-    assert config['src_ckpt'] == f'{folder}/{file}'
+    assert config['src_ckpt'] == f'./teacher/{file}'
     twin = get_image_classification_model(config)
     load_ckpt(config['src_ckpt'], model=twin)
     x = torch.randn(2, *SIZE)

@@ -95,7 +95,7 @@ def test_card_and_config_say_what_was_trained(folder):
     snippet = yaml.safe_load((folder / 'torchdistill.yaml').read_text())
     assert snippet['dependencies'] == [{'name': 'sf_teacher.adapters.torchdistill'}]
     assert snippet['models']['teacher_model'] == {
-        'key': 'sf_teacher.timm_teacher', 'kwargs': {'model_name': f'local-dir:{folder}', 'num_classes': 7},
+        'key': 'sf_teacher.timm_teacher', 'kwargs': {'model_name': 'local-dir:./teacher', 'num_classes': 7},
     }
 
 
