@@ -78,7 +78,7 @@ def unpacked(batch: Any, role: str, extra: bool = False) -> tuple[torch.Tensor, 
     return tuple(batch)
 
 
-def check_labels(target: torch.Tensor, task: TrainingTask, role: str) -> None:
+def check_labels(target: torch.Tensor, task: TrainingTask, role: str, lowest: int = 0) -> None:
     """Refuse targets that are neither labels in range nor, in training, distributions over the classes."""
     if target.ndim == 2 and target.is_floating_point():
         if not torch.allclose(target.float().sum(1), torch.ones(len(target), device=target.device), atol=1e-3):
@@ -89,10 +89,10 @@ def check_labels(target: torch.Tensor, task: TrainingTask, role: str) -> None:
         raise SFTeacherError(f'the {role} loader gives targets {_kind(target)}: give labels, whole numbers [B]')
     count = num_classes(task)
     low, high = int(target.min()), int(target.max())
-    if low < 0 or (count is not None and high >= count):
+    if low < lowest or (count is not None and high >= count):
         raise SFTeacherError(f'the {role} loader gives labels {low}..{high}, which must lie in 0..'
                              f'{"" if count is None else count - 1}: an ignore_index is not supported, leave such '
-                             f'images out')
+                             f'images out, or distil from them with {setting("unlabelled")}')
 
 
 def num_classes(task: TrainingTask) -> int | None:

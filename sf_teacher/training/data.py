@@ -21,6 +21,7 @@ from .settings import DataConfig
 
 _logger = logging.getLogger(__name__)
 
+NO_SPLIT = 'none'       # as train_split: no labelled images to train on
 _SYNONYMS = {'train': ('training',), 'validation': ('val', 'valid', 'eval', 'test')}
 
 
@@ -69,18 +70,20 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
     if channels not in (1, 3):
         raise SFTeacherError(f'{setting("input_size")} with {channels} channels: images are read as grey (1) or RGB '
                              f'(3); for others give fit loaders of your own')
-    train, validation = (_open(config, is_training, seed, channels) for is_training in (True, False))
+    labelled = config.train_split != NO_SPLIT or not getattr(config, 'unlabelled', '')
+    train = _open(config, True, seed, channels) if labelled else None
+    validation = _open(config, False, seed, channels)
     if same := same_files(getattr(train, 'reader', None), getattr(validation, 'reader', None)):
         raise SFTeacherError(f'{len(same)} validation images are training images too, e.g. {", ".join(same[:3])}: '
                              f'what is measured on them says nothing; take them out of one split')
-    names = [class_names(d) for d in (train, validation)]
+    names = [class_names(d) for d in (train or validation, validation)]
     if names[0] and names[1] and names[0] != names[1]:
         differ = sorted(set(names[0]) ^ set(names[1]))
         raise SFTeacherError(
             f'the classes of {config.train_split} ({len(names[0])}) and {config.val_split} ({len(names[1])}) differ, '
             f'e.g. in {", ".join(differ[:3]) or "their order"}: labels would not mean the same. Add what is missing, '
             f'or give {setting("class_map")}, a file with one class name a line')
-    found = [targets(d) for d in (train, validation)]
+    found = [None if d is None else targets(d) for d in (train, validation)]
     if isinstance(names[0], dict) and names[0]:
         known = max(names[0].values()) + 1      # several names may mean one class
     else:
@@ -103,6 +106,8 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
                             _listed(_name(names[0], label) for label in absent))
     data = Data(train, validation, num_classes, class_names=_in_order(names[0], num_classes))
     for split, dataset, labels in zip((config.train_split, config.val_split), (train, validation), found, strict=True):
+        if dataset is None:
+            continue
         data.contents.append(f'{split}: {_counted(dataset, labels, names[0])}')
         if skipped := getattr(getattr(dataset, 'reader', None), 'skipped', None):
             data.contents[-1] += f'; left out {described(skipped)}'
@@ -189,7 +194,8 @@ def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> An
     split, other = (config.train_split, config.val_split)[::1 if is_training else -1]
     mode = 'RGB' if channels == 3 else 'L'
     if not config.dataset:
-        return _open_files(config, _find(Path(config.data), split), _find(Path(config.data), other), mode)
+        beside = None if other == NO_SPLIT and not is_training else _find(Path(config.data), other)
+        return _open_files(config, _find(Path(config.data), split), beside, mode)
     if split == other:
         raise SFTeacherError(f'training and validation would both read {config.dataset}, split {split}: give another '
                              f'{setting("val_split")}')
@@ -209,15 +215,10 @@ def _open(config: DataConfig, is_training: bool, seed: int, channels: int) -> An
     return dataset
 
 
-def _open_files(config: DataConfig, root: Path, other: Path, mode: str) -> ImageFiles:
+def _open_files(config: DataConfig, root: Path, other: Path | None, mode: str) -> ImageFiles:
     """A split in a folder or tar."""
-    here, there = root.resolve(), other.resolve()
-    if here == there:
-        raise SFTeacherError(f'training and validation would both read {root}: give another {setting("val_split")}')
-    if here in there.parents or there in here.parents:
-        raise SFTeacherError(f'{max(root, other)} lies in {min(root, other)}, and training and validation would share '
-                             f'its images: give two folders beside each other as {setting("train_split")} and '
-                             f'{setting("val_split")}')
+    if other is not None:
+        check_apart(root, other)
     if config.class_map and not any(os.path.isfile(p) for p in (Path(config.class_map), root / config.class_map)):
         raise SFTeacherError(f'{setting("class_map", config.class_map)} is no file, here or in {root}: no images '
                              f'can be read from it without')
@@ -228,6 +229,17 @@ def _open_files(config: DataConfig, root: Path, other: Path, mode: str) -> Image
         raise SFTeacherError(f'{root}, split {root.name.removesuffix(".tar")}: no images can be read from it '
                              f'({reason})') from error
     return ImageFiles(str(root), reader=reader, input_img_mode=mode)    # type: ignore[no-untyped-call]
+
+
+def check_apart(root: Path, other: Path) -> None:
+    """Refuse two places of images of which one is the other or lies in it."""
+    here, there = root.resolve(), other.resolve()
+    if here == there:
+        raise SFTeacherError(f'training and validation would both read {root}: give another {setting("val_split")}')
+    if here in there.parents or there in here.parents:
+        raise SFTeacherError(f'{max(root, other)} lies in {min(root, other)}, and training and validation would share '
+                             f'its images: give two folders beside each other as {setting("train_split")} and '
+                             f'{setting("val_split")}')
 
 
 def _find(root: Path, split: str) -> Path:

@@ -136,7 +136,7 @@ class FolderReader(Reader):
 
 def tar_reader(path: Path, class_map: str = '') -> Any:
     """timm's reader of a tar, for all images that PIL decodes; says what it left out as `skipped`."""
-    with _suffixes_of_timm():
+    with suffixes_of_timm():
         reader: Any = ReaderImageInTar(str(path), **({'class_map': class_map} if class_map else {}))
     if found := [name for name in reader.class_name_to_idx if hidden(name) or not name]:
         raise SFTeacherError(f'{path} holds {"a hidden folder" if found[0] else "images in no folder of a class"}'
@@ -152,7 +152,8 @@ def tar_reader(path: Path, class_map: str = '') -> Any:
 
 
 @contextmanager
-def _suffixes_of_timm() -> Iterator[None]:
+def suffixes_of_timm() -> Iterator[None]:
+    """Let timm's readers take all images that PIL decodes."""
     before = img_extensions.get_img_extensions()
     img_extensions.set_img_extensions(sorted(suffixes()))
     try:

@@ -29,6 +29,7 @@ from .progress import Average, Progress, summary_line, watched
 from .run_folder import RunFolder
 from .settings import TrainConfig
 from .signals import PATIENCE, Stop
+from .unlabelled import LabelledOnly
 
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Loop:
         self.task, self.config, self.world, self.folder = task, config, world, folder
         self.guard, self.stop = Guard(world, stop, config.output), stop
         self.train_loader, self.eval_loader, self.device = train_loader, eval_loader, task.device
+        self.unlabelled = isinstance(getattr(task, 'criterion', None), LabelledOnly)
         self.rows: list[Row] = []
         self.start, self.best = 0, None     # type: tuple[int, Row | None]
         self.updates = math.ceil(len(train_loader) / config.grad_accum_steps)
@@ -151,7 +153,7 @@ class Loop:
         for batch, given in enumerate(self.train_loader):
             inputs, target, *index = unpacked(given, 'training', indexed)
             if epoch == self.start and batch == 0:
-                check_labels(target, self.task, 'training')
+                check_labels(target, self.task, 'training', -1 if self.unlabelled else 0)
             group = batch // steps      # the last group may be smaller
             in_group = min(steps, batches - group * steps)
             last = batch + 1 == min((group + 1) * steps, batches)
@@ -172,7 +174,7 @@ class Loop:
                     raise explained(error, where, inputs, target, self.task) from error
                 self.guard.check(epoch, batch, result, inputs)
                 self._step(result['loss'] / in_group if in_group > 1 else result['loss'], last)
-            average.update(watched(result, target), len(inputs))
+            average.update(watched(result, None if self.unlabelled else target), len(inputs))
             images += len(inputs) * self.world.size
             if not last:
                 continue

@@ -27,6 +27,7 @@ from .interruption import World
 from .loaders import create_loaders, flip_probability
 from .loading import check_forward, class_names_of, init_device, load_teacher
 from .settings import StudentRun, TeacherRun, parse_boundaries
+from .unlabelled import LabelledOnly, check_settings, with_unlabelled
 
 _logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     if config.kd == 'plain' and config.given('simplifier_lr'):
         raise SettingError(f'{setting("simplifier_lr", config.simplifier_lr)} has no effect with '
                            f'{setting("kd", "plain")}: give {setting("kd", "student_friendly")}, or leave it out')
+    if config.unlabelled:
+        check_settings(config)
     device, size = init_device(config.device), _input_size(config)
     teacher = load_teacher(config.teacher).to(device) if config.teacher else None
     if teacher is not None:
@@ -99,7 +102,10 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
         config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']),
                          interpolation=config.interpolation or expected['interpolation'],
                          crop_pct=config.crop_pct or expected['crop_pct'])
-    data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
+    channels = size[0] if size else config.model_kwargs.get('in_chans', 3)
+    data = data or load_data(config, config.seed, channels)
+    if config.unlabelled:
+        data = with_unlabelled(data, config, channels)
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
                              f'{data.num_classes}: give the data that it was trained on')
@@ -108,7 +114,7 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     random_seed(config.seed)
     kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
     student = create_model(config.student, 'student', data.num_classes, size, kwargs).to(device)
-    loss = criterion(config)
+    loss = LabelledOnly(criterion(config)) if config.unlabelled else criterion(config)
     if teacher is None:
         task: TrainingTask = ClassificationTask(student, loss, device=device, verbose=False)
     else:
@@ -118,6 +124,8 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
                 'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
                 'teacher': config.teacher or 'none'}
+    if config.unlabelled:
+        metadata['unlabelled'] = config.unlabelled
     return _plan(config, data, task, student, size, device, metadata, decode)
 
 

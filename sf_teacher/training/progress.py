@@ -43,14 +43,20 @@ class Average:
 
 
 @torch.no_grad()
-def watched(result: Mapping[str, Any], target: torch.Tensor) -> dict[str, torch.Tensor]:
+def watched(result: Mapping[str, Any], target: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Every loss term of a task's result, and how well teacher and branches do on the batch they were trained on.
+
+    Args:
+        result: What the task returned.
+        target: Its targets, or None where some images have no label: there are only the terms then.
 
     Returns:
         The scalars of `result`; ``top1``, and for each branch ``branch_top1/NAME`` and ``branch_gap/NAME``, the
         divergence KL(teacher || branch) in nats, whatever temperature or direction the loss has.
     """
     values = {name: v for name, v in result.items() if isinstance(v, torch.Tensor) and v.ndim == 0}
+    if target is None:
+        return values
     branches = result.get('branch_output') or {}
     labels = target if target.ndim == 1 else target.argmax(-1)
     logits = torch.stack([result['output'], *branches.values()]).float()       # [1 + branches, B, K]
@@ -107,7 +113,9 @@ class Progress:
 
 def summary_line(row: Mapping[str, Any], epochs: int) -> str:
     """One epoch in one line."""
-    parts = [f'epoch {row["epoch"] + 1}/{epochs}', f'loss {row["train_loss"]:.4g}', f'train {row["train_top1"]:.2f} %']
+    parts = [f'epoch {row["epoch"] + 1}/{epochs}', f'loss {row["train_loss"]:.4g}']
+    if 'train_top1' in row:
+        parts.append(f'train {row["train_top1"]:.2f} %')
     if 'eval_top1' in row:
         parts.append(f'validation {row["eval_top1"]:.2f} %')
     branches = [v for k, v in row.items() if k.startswith('train_branch_top1/')]

@@ -200,6 +200,8 @@ class StudentRun(DataConfig, TrainConfig):
     """`sf-teacher distill`: a student from an exported teacher, or, without one, alone."""
     teacher: str = option('', 'exported folder of the teacher (none: the student learns alone)')
     student: str = option('', 'timm name of the student')
+    unlabelled: str = option('', 'folder or .tar of images without labels, to learn from the teacher on too (on these '
+                             'only: with --train-split none)')
     kd: str = option('plain', "distillation: plain, or student_friendly (a simplifier of the teacher's logits)")
     kd_temperature: float = option(4., 'temperature of the softened predictions', above=0, high=100)
     simplifier_lr: float = option(

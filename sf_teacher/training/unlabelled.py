@@ -1,0 +1,118 @@
+"""Images without labels in the student's phase: what it learns from the teacher needs none."""
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+from ..errors import SettingError, SFTeacherError
+from ..validation import setting
+from .data import Data, check_apart
+from .image_files import FolderReader, ImageFiles, described, suffixes_of_timm
+from .settings import StudentRun
+
+UNLABELLED = -1     # the label of an image without one
+
+
+class WithUnlabelled(Dataset[Any]):
+    """Labelled images, if any, followed by images without a label, whose label is -1.
+
+    One epoch goes once through both, in one random order, so a batch holds of each what their numbers make likely.
+    """
+
+    def __init__(self, labelled: Any, unlabelled: Any) -> None:
+        self.parts = (labelled, unlabelled)
+        self.labelled = 0 if labelled is None else len(labelled)
+
+    def __len__(self) -> int:
+        return self.labelled + len(self.parts[1])
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if index < self.labelled:
+            image, label = self.parts[0][index]
+            return image, int(label)
+        return self.parts[1][index - self.labelled][0], UNLABELLED
+
+    def filename(self, index: int) -> str:
+        """The name of an image, for messages."""
+        part, index = (0, index) if index < self.labelled else (1, index - self.labelled)
+        name = getattr(self.parts[part], 'filename', None)
+        return str(name(index)) if name is not None else f'number {index}'
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == 'transform':     # which timm sets
+            for part in self.parts:
+                if part is not None:
+                    part.transform = value
+
+
+class LabelledOnly(nn.Module):
+    """A loss over the images of a batch that have a label: their mean, or 0 if there are none.
+
+    Args:
+        criterion: The loss of logits [B, K] and labels [B], averaged over the batch.
+    """
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.smoothing = getattr(criterion, 'smoothing', None)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        known = target != UNLABELLED
+        if not known.any():
+            return logits.sum() * 0.
+        loss: torch.Tensor = self.criterion(logits[known], target[known])
+        return loss
+
+
+def check_settings(config: StudentRun) -> None:
+    """Refuse settings that images without labels do not go with."""
+    given = setting('unlabelled', config.unlabelled)
+    if not config.teacher:
+        raise SettingError(f'{given}: without a teacher there is nothing to learn of images without labels; give '
+                           f'{setting("teacher")}')
+    if config.kd != 'plain':
+        raise SettingError(f'{given} goes with {setting("kd", "plain")} only: the simplifier is watched by labels')
+    if config.mixes:
+        raise SettingError(f'{given} does not go with mixup and cutmix, which mix labels too: leave them at 0')
+    if not config.distill_loss_weight:
+        raise SettingError(f'{given} has no effect with {setting("distill_loss_weight", 0.)}: nothing is learned of '
+                           f'images without labels')
+
+
+def with_unlabelled(data: Data, config: StudentRun, channels: int) -> Data:
+    """Data whose training images are those of `data`, if any, and those of ``config.unlabelled``.
+
+    Raises:
+        SFTeacherError: There are no images, they are the validation images, or the labelled ones are a stream.
+    """
+    if isinstance(data.train, IterableDataset):
+        raise SFTeacherError(f'{config.dataset} is read as a stream, which cannot be mixed with '
+                             f'{setting("unlabelled", config.unlabelled)}: give folders')
+    root = Path(config.unlabelled)
+    validation = getattr(getattr(data.validation, 'reader', None), 'root', None)
+    if validation is not None:
+        check_apart(root, Path(validation))
+    if os.path.isdir(root):
+        reader: Any = FolderReader(root, labels='none')
+    elif os.path.isfile(root) and root.suffix == '.tar':
+        try:
+            with suffixes_of_timm():
+                reader = ReaderImageInTar(str(root))
+        except Exception as error:      # tarfile and timm raise whatever they like
+            raise SFTeacherError(f'no images can be read from {root} ({type(error).__name__}: {error})') from error
+    else:
+        raise SFTeacherError(f'{setting("unlabelled", config.unlabelled)} is neither a folder of images nor a .tar')
+    images = ImageFiles(     # type: ignore[no-untyped-call]
+        str(root), reader=reader, input_img_mode='RGB' if channels == 3 else 'L')
+    skipped = getattr(reader, 'skipped', {})
+    text = f'unlabelled: {len(images)} images' + (f'; left out {described(skipped)}' if skipped else '')
+    return replace(data, train=WithUnlabelled(data.train, images), decoded={}, contents=[*data.contents, text])
