@@ -83,7 +83,8 @@ def inspect(
     result['branches'] = task.branches.describe() if hasattr(task.branches, 'describe') else []
     result['pairs'] = _pairs(task)
     result['branch_parameters'] = _count(task.branches) if task.branches is not None else 0
-    result['step'] = _cost(task, size, lambda x: task(x, target)['loss'], on_meta, batch=2)
+    task.set_epoch(0, 1)
+    result['step'] = _cost(task, size, lambda x: task.losses(x, target)['loss'], on_meta, batch=2)
     return result
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,7 +55,8 @@ class MCMI(Method):
         terms = {'teacher_ce': step.task_loss()}
         if not self.active:
             return terms
-        with torch.autocast(step.logits.device.type, enabled=False):
+        device = step.logits.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             logits = step.logits.to(torch.promote_types(step.logits.dtype, torch.float32))
             log_p = F.log_softmax(logits, dim=-1)
             share = step.target if step.target.is_floating_point() else F.one_hot(step.target, logits.shape[-1])

@@ -15,6 +15,7 @@ from timm.task import TrainingTask, evaluation_sample_limit
 from torch import nn
 
 from ..errors import SettingError, SFTeacherError
+from ..joint_task import JointTask
 from ..validation import like_it, setting
 from .batches import num_classes, unpacked
 from .settings import TrainConfig
@@ -95,6 +96,9 @@ def check_smoothing(task: TrainingTask, config: TrainConfig) -> None:
 
 def create_mixup(task: TrainingTask, config: TrainConfig) -> Mixup:
     """timm's mixup and cutmix."""
+    if isinstance(task, JointTask) and task.method.needs_index:
+        raise SFTeacherError(f'{type(task.method).__name__} needs to know which image of the data set each one is, and '
+                             f'mixup and cutmix make one of two: leave them at 0')
     count = num_classes(task)
     if count is None:
         raise SFTeacherError('mixup and cutmix need the number of classes, which neither the task nor its model has '

@@ -10,6 +10,7 @@ import torch
 import sf_teacher
 from sf_teacher.analysis.inspection import inspect, render
 from sf_teacher.cli import main
+from sf_teacher.methods import METHODS
 
 SIZE = (3, 64, 64)
 
@@ -34,6 +35,16 @@ def test_flops_are_those_of_the_layers():
     both = inspect('test_resnet', ['test_resnet'], num_classes=10, input_size=SIZE)
     assert both['step']['gflops_per_image'] > both['plain_step']['gflops_per_image'] == pytest.approx(plain)
     assert both['step']['activation_mb_per_image'] > both['plain_step']['activation_mb_per_image'] > 0
+
+
+@pytest.mark.parametrize('method', METHODS.of_phase('teacher'))
+def test_every_method_has_a_cost_before_anything_is_trained(method):
+    students = ['test_resnet'] if METHODS[method].takes_students else []
+    result = inspect('test_resnet', students, method=method, num_classes=10, input_size=SIZE)
+    assert result['step']['gflops_per_image'] >= result['plain_step']['gflops_per_image'] > 0
+    more = result['step']['gflops_per_image'] / result['plain_step']['gflops_per_image']
+    forward = {'aid': 1.33, 'lot': 2., 'mcmi': 1., 'soteacher': 1.}     # of three for forward and backward
+    assert method not in forward or more == pytest.approx(forward[method], rel=0.03)
 
 
 def test_a_large_teacher_takes_no_memory():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import sf_teacher
-from sf_teacher import SFTeacherError
+from sf_teacher import SFTeacherError, training
 from sf_teacher.cli import main
 from sf_teacher.methods.soteacher import RunningMeans, SoTeacher
 from sf_teacher.training.data import load_data
@@ -155,6 +155,13 @@ def test_timms_loader_tells_the_numbers_of_its_images(tmp_path):
              for label, number in zip(labels, numbers, strict=True)]
     assert sorted(number for _, number in found) == list(range(24))
     assert all(data.train.reader.samples[number][1] == label for label, number in found)
+
+
+def test_mixup_is_refused_before_the_first_step():
+    task = runs.task('soteacher')
+    with pytest.raises(SFTeacherError, match=r'SoTeacher needs to know which image of the data set each one is'):
+        training.fit(task, *runs.loaders(with_index=True), runs.settings(mixup=0.2))
+    assert task.progress.step == 0 and not task.branches.memory
 
 
 def test_the_command_line_trains_and_exports_it(tmp_path, monkeypatch):
