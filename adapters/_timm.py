@@ -141,6 +141,25 @@ class FeatureTeacher(nn.Module):
         final, maps = self.model.forward_intermediates(x, indices=self.stages, output_fmt='NCHW')
         return self.model.forward_head(final), maps, self.model.forward_head(final, pre_logits=True)
 
+    def classifier(self) -> nn.Module:
+        """The classifier, for methods that run the teacher's on the average of the student's last map.
+
+        Raises:
+            SFTeacherError: This teacher computes something else between its last map and its classifier.
+        """
+        classifier = self.model.get_classifier()
+        x = torch.randn(1, *timm.data.resolve_model_data_config(self.model)['input_size'])
+        with torch.inference_mode():
+            logits, maps, _ = self.run(x.to(next(self.parameters()).device))
+            pooled = maps[-1].mean((2, 3))
+            fits = isinstance(classifier, nn.Linear) and classifier.in_features == pooled.shape[1]
+            if not fits or not torch.allclose(classifier(pooled), logits, rtol=1e-3, atol=1e-4):
+                raise SFTeacherError(
+                    f'simkd and srrl give the teacher\'s classifier the average of the last map, stages[-1]='
+                    f'{self.stages[-1]}, and this {type(self.model).__name__} computes something else between '
+                    f'the two. Name its last stage, or take a teacher without such layers, e.g. a ResNet')
+        return classifier
+
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode."""
         return super().train(False)

@@ -1,11 +1,11 @@
-"""RepDistiller (HobbitLong): an exported teacher with the interface of its models.
+"""RepDistiller (HobbitLong) and SimKD (DefangChen): an exported teacher with the interface of their models.
 
-Two lines at the end of its ``models/__init__.py``::
+Two lines at the end of their ``models/__init__.py``::
 
     from sf_teacher.adapters.repdistiller import add_teacher
     add_teacher(model_dict, "exported/resnet18-sft", stages=[0, 1, 2, 3])
 
-and ``python train_student.py --path_t exported/resnet18-sft/teacher.pth --distill kd --model_s resnet8x4 …``: it takes
+and ``python train_student.py --path_t exported/resnet18-sft/teacher.pth --distill kd --model_s resnet8x4 …``: they take
 the architecture from the name of the checkpoint's folder, up to the first underscore.
 """
 import functools
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sf_teacher import SFTeacherError
 
@@ -32,6 +33,10 @@ class RepDistillerTeacher(FeatureTeacher):
             return self.model(x)
         logits, maps, pooled = self.run(x)
         return [*maps, pooled], logits
+
+    def get_feat_modules(self) -> nn.ModuleList:
+        """For SimKD's simkd and srrl, which take the last item, the classifier; see `FeatureTeacher.classifier`."""
+        return nn.ModuleList([self.classifier()])
 
 
 def add_teacher(model_dict: dict[str, Any], folder: str, stages: Sequence[int] | None = None) -> None:

@@ -121,6 +121,22 @@ class TestRepDistiller:
         assert all(p.grad is not None for p in student.parameters())
         assert all(p.grad is None for p in teacher.parameters())
 
+    def test_simkd_gets_the_classifier(self, folder, plain):
+        """As its helper/loops.py does: the last of the feature modules, on the pooled second last feature."""
+        teacher = RepDistillerTeacher(folder)
+        x = torch.randn(2, *SIZE)
+        features, logits = teacher(x, is_feat=True)
+        classifier = teacher.get_feat_modules()[-1]
+        torch.testing.assert_close(classifier(features[-2].mean((2, 3))), logits)
+
+    def test_simkd_is_refused_where_layers_lie_between(self, folder, tmp_path, monkeypatch):
+        with pytest.raises(SFTeacherError, match=r'simkd and srrl .*, stages\[-1\]=1, .*Name its last stage'):
+            RepDistillerTeacher(folder, stages=[0, 1]).get_feat_modules()
+        quick_check(monkeypatch)
+        between = export(jitter(timm.create_model('test_efficientnet', num_classes=10)), tmp_path / 'teacher')
+        with pytest.raises(SFTeacherError, match=r'this EfficientNet computes something else between the two'):
+            RepDistillerTeacher(str(between)).get_feat_modules()
+
     def test_refuses_by_name(self, folder):
         with pytest.raises(SFTeacherError, match=r'abound compares features before the activation.*Use kd, hint'):
             RepDistillerTeacher(folder)(torch.randn(2, *SIZE), is_feat=True, preact=True)
