@@ -119,12 +119,13 @@ def table(result: dict[str, Any]) -> str:
 def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
     """Refuse what cannot work before any student is trained; the teachers' image sizes."""
     if not folders:
-        raise SettingError('no teacher: give the exported folder of at least one, and a standard one as baseline')
+        raise SettingError(f'no teacher: give the exported folder of at least one, and a standard one as '
+                           f'{setting("baseline")}')
     if not config.output:
         raise SettingError(f'no {setting("output")}: give the folder for report.json and report.png')
     if config.teacher:
-        raise SFTeacherError(f'teacher={config.teacher!r} is a setting of distill: give the teachers of a report as '
-                             f'`teachers` (without a flag on the command line)')
+        raise SettingError(f'{setting("teacher", config.teacher)} is a setting of distill: give the teachers of a '
+                           f'report as `teachers` (without a flag on the command line)')
     if config.given('kd_temperature'):
         raise SettingError(f'{setting("kd_temperature", config.kd_temperature)} is a setting of distill: give the '
                            f'temperatures of a report as {setting("temperatures")}')
@@ -160,8 +161,8 @@ def _affordable(config: ReportRun, candidates: Sequence[Candidate], pilots: Pilo
             _logger.info('an epoch of a pilot takes %.1f s: %d epochs fit into %s', one, epochs, config.budget)
             return epochs
     least = one * halving.pilot_epochs(len(candidates), 1, config.seeds)
-    raise SFTeacherError(f'budget={config.budget!r} is too small: pilots of one epoch need about {least:.0f} s here; '
-                         f'give that, or fewer teachers, temperatures or seeds')
+    raise SettingError(f'{setting("budget", config.budget)} is too small: pilots of one epoch need about {least:.0f} s '
+                       f'here; give that, or fewer teachers, temperatures or seeds')
 
 
 def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str, comparisons: int = 1) -> dict[str, Any]:

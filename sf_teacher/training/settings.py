@@ -224,4 +224,4 @@ class ReportRun(StudentRun):
     seeds: int = option(3, 'pilot students for each of the last teachers, with --seed and the following seeds', low=2)
     epochs: int = option(5, 'epochs of a pilot student', low=1)
     budget: str = option('', 'time for all pilots, e.g. 20m; --epochs is lowered to fit (default: no limit)')
-    batch_size: int = option(64, 'images in a batch', low=1)
+    batch_size: int = option(64, 'images in a batch', low=1, high=2 ** 20)
