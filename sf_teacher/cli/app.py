@@ -16,7 +16,7 @@ from ..training.signals import Interrupted, signals
 from ..validation import like_it
 from ..version import __version__
 
-COMMANDS = ('inspect', 'train', 'distill', 'report', 'export', 'verify')
+COMMANDS = ('inspect', 'train', 'distill', 'report', 'export', 'verify', 'push')
 FAILED, MISUSED = 1, 2      # exit codes
 
 
