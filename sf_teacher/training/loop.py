@@ -24,6 +24,7 @@ from ..validation import setting
 from .batches import check_labels, explained, unpacked
 from .checkpoint import random_state, set_random_state
 from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
+from .curves import draw_curves
 from .interruption import Guard, World
 from .progress import Average, Progress, summary_line, watched
 from .run_folder import RunFolder
@@ -92,7 +93,15 @@ class Loop:
 
     def run(self, on_epoch: Callable[[Row], None] | None) -> list[Row]:
         """Train the epochs that are left."""
-        progress = Progress(self.epochs, self.updates, self.config.log_interval) if self.world.rank == 0 else None
+        progress = Progress(self.epochs, self.updates, self.config.log_interval, start=self.start) \
+            if self.world.rank == 0 else None
+        try:
+            return self._run(on_epoch, progress)
+        finally:
+            if progress is not None:
+                progress.close()
+
+    def _run(self, on_epoch: Callable[[Row], None] | None, progress: Progress | None) -> list[Row]:
         writer = self._tensorboard()
         if not self.rows:
             self._save(0)       # finds a full disk before the first step; any moment from now on can be resumed
@@ -113,6 +122,8 @@ class Loop:
                 writer.flush()
             if on_epoch is not None and self.world.rank == 0:
                 on_epoch(row)
+        if self.folder is not None and self.rows and self.world.rank == 0:
+            draw_curves(self.rows, self.folder.path)
         self.stop.where = f'after the last epoch; {self.epochs} complete epochs are saved'
         self.guard.check_between(self.device)
         return self.rows

@@ -27,6 +27,7 @@ from .interruption import World
 from .loaders import create_loaders, flip_probability
 from .loading import check_forward, class_names_of, init_device, load_teacher
 from .settings import StudentRun, TeacherRun, parse_boundaries
+from .threads import default_threads
 from .unlabelled import LabelledOnly, check_settings, with_unlabelled
 
 _logger = logging.getLogger(__name__)
@@ -174,6 +175,10 @@ def _plan(
         if len(data_config[name]) != channels:
             data_config[name] = (statistics.fmean(data_config[name]),) * channels
     _say(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'])
+    if device.type == 'cpu':
+        threads = config.threads or default_threads(config.batch_size, data_config['input_size'])
+        torch.set_num_threads(threads)
+        config = replace(config, threads=threads)
     check_forward(model, 'model', data_config['input_size'], data.num_classes, device)
     config = replace(config, num_classes=data.num_classes, hflip=flip_probability(config),
                      **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})

@@ -1,16 +1,18 @@
 """What is seen of a run: averages of every loss term, progress in a terminal or a log, TensorBoard."""
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 
 from ..functional import top1
+
+SILENCE = 30.       # seconds without a line outside of a terminal
 
 
 class Average:
@@ -71,44 +73,73 @@ def watched(result: Mapping[str, Any], target: torch.Tensor | None) -> dict[str,
 
 
 class Progress:
-    """A bar that redraws itself in a terminal, one line every `interval` updates elsewhere.
+    """A bar with the time that is left in a terminal; elsewhere lines, every `interval` updates and every 30 s.
 
     Args:
         epochs: Epochs in all.
         updates: Updates in an epoch.
         interval: Updates between plain lines.
         stream: Where to, by default stderr.
+        start: Epochs that are done already.
     """
 
-    def __init__(self, epochs: int, updates: int, interval: int, stream: TextIO | None = None) -> None:
-        self.epochs, self.updates, self.interval = epochs, updates, interval
+    def __init__(
+            self,
+            epochs: int,
+            updates: int,
+            interval: int,
+            stream: TextIO | None = None,
+            start: int = 0,
+    ) -> None:
+        self.epochs, self.updates, self.interval, self.start = epochs, updates, interval, start
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
-        self._drawn = 0.
+        self.began = self._shown = time.monotonic()
+        self._bar: Any = None
+        if self.terminal:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(BarColumn(20), TextColumn('{task.description}', markup=False), TimeRemainingColumn(),
+                            console=Console(file=self.stream), transient=True)
+            self._task = self._bar.add_task('', total=epochs * updates, completed=start * updates)
+            self._bar.start()
 
     def due(self, update: int) -> bool:
         """Whether something is to be shown after this update; only then the averages are worth reading."""
+        silent = time.monotonic() - self._shown
         if self.terminal:
-            return update == self.updates or time.monotonic() - self._drawn > 0.2
-        return update % self.interval == 0
+            return update == self.updates or silent > 0.2
+        return update % self.interval == 0 or silent > SILENCE
 
     def show(self, epoch: int, update: int, loss: float, lr: float, speed: float) -> None:
         """Show where the run is."""
-        self._drawn = time.monotonic()
+        self._shown = time.monotonic()
+        done = epoch * self.updates + update
         text = f'epoch {epoch + 1}/{self.epochs}  {update}/{self.updates}  loss {loss:.4g}  lr {lr:.3g}  ' \
                f'{speed:.0f} images/s'
-        if self.terminal:
-            filled = 20 * update // self.updates
-            width = shutil.get_terminal_size().columns - 1
-            text = f'\r{"#" * filled}{"." * (20 - filled)} {text}'[:width].ljust(width)
-        self.stream.write(text if self.terminal else text + '\n')
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=text)
+            return
+        rate = (done - self.start * self.updates) / max(self._shown - self.began, 1e-9)
+        left = (self.epochs * self.updates - done) / rate
+        self.stream.write(f'{text}  {timedelta(seconds=round(left))} left\n')
         self.stream.flush()
 
     def line(self, text: str) -> None:
         """Show a line that stays."""
-        self.stream.write(('\r' + ' ' * (shutil.get_terminal_size().columns - 1) + '\r' if self.terminal else '')
-                          + text + '\n')
+        self._shown = time.monotonic()
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+            return
+        self.stream.write(text + '\n')
         self.stream.flush()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def summary_line(row: Mapping[str, Any], epochs: int) -> str:

@@ -20,6 +20,7 @@ from .. import files
 from ..errors import SFTeacherError
 from ..validation import setting
 from .checkpoint import DamagedCheckpoint, read_checkpoint
+from .curves import CURVES
 from .settings import TrainConfig
 from .settings_file import changed, read_yaml, to_yaml
 
@@ -87,7 +88,7 @@ class RunFolder:
         if not self.primary:
             return
         exported = ('teacher', 'student') if (self.path / CONFIG).exists() else ()      # else they are not of this run
-        files.remove_leftovers(self.path, CONFIG, SUMMARY, 'checkpoint-*.pt', *exported)
+        files.remove_leftovers(self.path, CONFIG, SUMMARY, CURVES, 'checkpoint-*.pt', *exported)
         self._made = []
         write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
 

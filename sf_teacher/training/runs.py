@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +16,14 @@ from ..validation import setting
 from .components import eval_model
 from .data import Data
 from .fitting import fit
+from .header import header
 from .interruption import World
 from .loop import Row
 from .planning import Plan, plan_student, plan_teacher
 from .settings import StudentRun, TeacherRun
 from .signals import signals
+
+_logger = logging.getLogger(__name__)
 
 TEACHER, STUDENT = 'teacher', 'student'
 _OF_A_RUN = ('students', 'teacher', 'data', 'seed', 'epochs', 'settings')   # of what export notes
@@ -87,6 +91,7 @@ def _check_own(plan: Plan, name: str) -> None:
 def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
     config = plan.config
     _check_own(plan, name)
+    _logger.info(header(plan))
     with signals() as stop:
         rows = fit(plan.task, plan.train_loader, plan.eval_loader, config)
         if World.current().rank != 0:

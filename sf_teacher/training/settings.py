@@ -21,6 +21,8 @@ class TrainConfig(Checked):
     resume: bool = option(False, 'continue the run in --output from its newest complete checkpoint', free=True)
     seed: int = option(42, 'seed of weights, sampler and augmentation', low=0)
     device: str = option('', 'cpu, cuda, mps ... (default: cuda where there is one, else cpu)', free=True)
+    threads: int | None = option(None, 'threads on the CPU (default: the cores that are really available, fewer for '
+                                 'small batches of small images)', low=1, high=1024, free=True)
     epochs: int = option(100, 'epochs to train', low=1)
     opt: str = option('sgd', "optimizer, any of timm's")
     lr: float = option(0.05, 'learning rate', above=0, high=100)

@@ -1,6 +1,8 @@
 import copy
 import csv
+import io
 import json
+import logging
 import os
 import re
 import signal
@@ -19,11 +21,12 @@ from timm.task import ClassificationTask
 import sf_teacher
 from sf_teacher import cli, training
 from sf_teacher.errors import SettingError
-from sf_teacher.training import Interrupted, evaluate, fit
+from sf_teacher.training import Interrupted, evaluate, fit, threads
 from sf_teacher.training.components import create_optimizer
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.progress import Average, Progress
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
+from sf_teacher.training.settings_file import read_yaml
 
 from . import training_runs as runs
 
@@ -242,27 +245,64 @@ def test_signals_stop_between_steps_and_leave_the_handlers_as_they_were(signum, 
     assert runs.differences(runs.final_state(tmp_path / 'run'), runs.final_state(tmp_path / 'straight')) == []
 
 
-def test_progress_is_plain_lines_outside_of_a_terminal_and_a_bar_in_one(capsys):
-    class Terminal:
-        text = ''
-
+def test_progress_is_plain_lines_outside_of_a_terminal_and_a_bar_in_one(capsys, monkeypatch):
+    class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-        def write(self, text):
-            self.text += text
-
-        def flush(self):
-            pass
-
     plain = Progress(3, 10, 5)
     assert [u for u in range(1, 11) if plain.due(u)] == [5, 10]
+    plain.began -= 10.
     plain.show(0, 5, 1.5, 0.1, 100.)
-    assert capsys.readouterr().err == 'epoch 1/3  5/10  loss 1.5  lr 0.1  100 images/s\n'
-    stream = Terminal()
-    bar = Progress(3, 10, 5, stream)
+    assert capsys.readouterr().err == 'epoch 1/3  5/10  loss 1.5  lr 0.1  100 images/s  0:00:50 left\n'
+    plain._shown -= 31.     # nothing was said for so long
+    assert plain.due(6)
+    monkeypatch.setenv('TERM', 'xterm')
+    bar = Progress(3, 10, 5, Terminal())
     bar.show(0, 5, 1.5, 0.1, 100.)
-    assert stream.text.startswith('\r##########.......... epoch 1/3')
+    bar.line('a line [that stays]')
+    bar.close()
+    text = bar.stream.getvalue()
+    assert 'epoch 1/3  5/10  loss 1.5' in text and 'a line [that stays]' in text
+
+
+def test_a_header_says_what_will_be_done_and_curves_what_was(tmp_path, caplog):
+    data = runs.folder(tmp_path / 'data')
+    caplog.set_level(logging.INFO)
+    args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', str(data), '--input-size', '3', '16', '16',
+            '--batch-size', '8', '--epochs', '2', '--device', 'cpu', '--in-memory', '--output', str(tmp_path / 'run')]
+    assert cli.main(args) == 0
+    for text in ('teacher:  test_resnet, 0.', 'students: test_resnet; branches', 'branches: at layer',
+                 'device:   cpu with 1 threads, images 3x16x16', 'data:     train: 24 images of 4 classes (class0 6',
+                 'validation: 24 images', 'steps:    2 epochs of 3 steps of 8 images, 6 in all'):
+        assert text in caplog.text
+    with Image.open(tmp_path / 'run/curves.png') as picture:
+        assert picture.width > 900      # three panels
+    assert read_yaml(tmp_path / 'run/config.yaml')['threads'] == 1
+
+
+def test_without_matplotlib_that_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    caplog.set_level(logging.INFO)
+    runs.train(tmp_path / 'run', 'plain', epochs=1)
+    assert 'curves.png is drawn where matplotlib is installed' in caplog.text
+    assert not (tmp_path / 'run/curves.png').exists()
+
+
+def test_threads_are_those_that_there_are_and_that_have_work(monkeypatch, tmp_path):
+    for name in threads.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(threads, 'QUOTA', tmp_path / 'cpu.max')
+    assert threads.available_cores() == 16
+    for text, cores in (('max 100000', 16), ('250000 100000', 2), ('50000 100000', 1), ('9900000 100000', 16)):
+        (tmp_path / 'cpu.max').write_text(text)
+        assert threads.available_cores() == cores
+    (tmp_path / 'cpu.max').unlink()
+    assert threads.default_threads(128, (3, 224, 224)) == 16 and threads.default_threads(8, (3, 16, 16)) == 1
+    assert threads.default_threads(64, (3, 32, 32)) == 6
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    assert threads.default_threads(128, (3, 224, 224)) == torch.get_num_threads()
 
 
 def test_averages_are_weighted_and_take_names_as_they_come():

@@ -1,0 +1,49 @@
+"""What is said of a run before its first epoch."""
+from __future__ import annotations
+
+from typing import Any
+
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import nn
+
+from .components import eval_model
+from .interruption import World
+from .planning import Plan
+
+
+def header(plan: Plan) -> str:
+    """Models, boundaries, device, threads, images per class and split, steps."""
+    config, task, world = plan.config, plan.task, World.current()
+    steps = len(plan.train_loader)
+    device = f'{task.device}' + (f' with {config.threads} threads' if task.device.type == 'cpu' else '')
+    size = 'x'.join(map(str, config.input_size))
+    return '\n'.join([
+        *_models(task, plan),
+        f'device:   {device}' + (f', {world.size} processes' if world.size > 1 else '') + f', images {size}',
+        *(f'{"data:" if i == 0 else "":9} {line}' for i, line in enumerate(plan.data.contents)),
+        f'steps:    {config.epochs} epochs of {steps} steps of {config.batch_size * world.size} images, '
+        f'{config.epochs * steps} in all',
+        f'output:   {config.output}',
+    ])
+
+
+def _models(task: TrainingTask, plan: Plan) -> list[str]:
+    model = unwrap_model(eval_model(task))
+    config, branches = plan.config, getattr(task, 'branches', None)
+    lines = []
+    for role, name, module in (('teacher', config.teacher, getattr(task, 'teacher', model)),
+                               ('student', config.student, model)):
+        if isinstance(name, str) and name:
+            lines.append(f'{role + ":":9} {name}, {_millions(getattr(module, "model", module))} M parameters')
+    if branches is not None:
+        lines.append(f'students: {", ".join(config.student) or "none"}; branches {_millions(branches)} M parameters')
+        names = getattr(branches, 'names', None)
+        if names:
+            lines.append(f'branches: at {", ".join(map(str, names))}')
+    return lines
+
+
+def _millions(module: Any) -> str:
+    count = sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
+    return f'{count / 1e6:.2f}'
