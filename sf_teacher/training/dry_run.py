@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from timm.task import TrainingTask
 
+from ..joint_task import JointTask
 from .components import eval_model
 from .interruption import World
 from .loop import Loop
@@ -45,7 +46,12 @@ def _seconds_a_step(plan: Plan) -> float:
     """The fastest of three batches through the loop itself, so with its precision, layout, compilation and EMA."""
     images = torch.randn(plan.config.batch_size, *plan.config.input_size, device=plan.task.device)
     target = torch.randint(plan.config.num_classes, (len(images),), device=plan.task.device)
-    loop, times = Loop(plan.task, [(images, target)], None, plan.config, World.current(), None, Stop()), []
+    batch: tuple[torch.Tensor, ...] = images, target
+    if isinstance(plan.task, JointTask):
+        plan.task.set_epoch(0, plan.config.epochs)
+        if plan.task.method.needs_index:
+            batch = images, target, torch.arange(len(images), device=plan.task.device)
+    loop, times = Loop(plan.task, [batch], None, plan.config, World.current(), None, Stop()), []
     for _ in range(4):      # the first one compiles
         began = time.perf_counter()
         loop.train_epoch(0, None)

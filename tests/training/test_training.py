@@ -342,12 +342,14 @@ def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_tea
     assert 'test_resnet' in card and 'digits' in card and 'eval_top1' in card and 'SFTN' in card
 
 
-@pytest.mark.parametrize('more', ['', '--amp --amp-dtype bfloat16 --channels-last --model-ema --mixup 0.2 '
-                                  '--grad-accum-steps 2 --torchcompile eager'])
+@pytest.mark.parametrize('more', ['--student test_resnet', '--student test_resnet --method-kwargs kl_ramp=0.5',
+                                  '--method soteacher',
+                                  '--student test_resnet --amp --amp-dtype bfloat16 --channels-last --model-ema '
+                                  '--mixup 0.2 --grad-accum-steps 2 --torchcompile eager'])
 def test_dry_run_prints_plan_and_cost_and_writes_nothing(more, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--batch-size', '16',
-            '--epochs', '3', '--device', 'cpu', '--output', 'run', '--dry-run', *more.split()]
+    args = ['train', 'test_resnet', '--data', 'digits', '--batch-size', '16', '--epochs', '3',
+            '--device', 'cpu', '--output', 'run', '--dry-run', *more.split()]
     assert cli.main(args) == 0
     out = capsys.readouterr().out
     for text in ('StudentFriendlyTask(', 'branches: ', '3 epochs of 89 batches of 16', 'hours for all', '3x32x32'):
