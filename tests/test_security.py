@@ -1,13 +1,17 @@
 """What comes from a folder, a checkpoint or a YAML decides what is computed, never what is run, fetched or written."""
 import os
+import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import timm
 import torch
+from PIL import Image
 from sf_teacher.adapters._timm import FeatureTeacher, build_model, build_teacher
 
 import sf_teacher
@@ -15,11 +19,13 @@ from sf_teacher import SFTeacherError
 from sf_teacher.exporting import reload
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
+from sf_teacher.training.data import _open_files
 from sf_teacher.training.loading import load_teacher
 from tests.exporting.folders import edit_config, edit_probe
 from tests.helpers import build
 from tests.split.families import FAMILIES
 
+ROOT = Path(__file__).parents[1]
 WATCHED: list[tuple] | None = None
 CHANGES = {'os.mkdir', 'os.rename', 'os.remove', 'os.symlink', 'os.system', 'subprocess.Popen'}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -151,6 +157,35 @@ def test_a_factory_is_not_told_what_to_load(quick, tmp_path):
     with pytest.raises(SFTeacherError, match=r'model_args gives cache_dir=.*write them into the factory'):
         export(build(), tmp_path / 'teacher', factory='timm:create_model', model_args={'cache_dir': 'elsewhere'})
     assert not list(tmp_path.iterdir())
+
+
+class Malice:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_class_map_is_not_executed(tmp_path):
+    (tmp_path / 'data' / 'train' / 'cat').mkdir(parents=True)
+    Image.new('RGB', (8, 8)).save(tmp_path / 'data' / 'train' / 'cat' / 'a.png')
+    (tmp_path / 'map.pkl').write_bytes(pickle.dumps({'cat': Malice(tmp_path / 'executed')}))
+    config = SimpleNamespace(class_map=str(tmp_path / 'map.pkl'))
+    with pytest.raises(SFTeacherError, match=r'no images can be read from it .*mkdir is not permitted in a class map'):
+        _open_files(config, tmp_path / 'data' / 'train', None, 'RGB')
+    assert not (tmp_path / 'executed').exists()
+
+
+def test_every_line_of_the_page_has_its_test():
+    page = (ROOT / 'docs' / 'security.md').read_text(encoding='utf-8')
+    rows = [row for row in re.findall(r'^\| (.+?) \| (.+?) \|$', page, re.M) if row[0] != 'What holds']
+    tests = {name for path in (ROOT / 'tests').rglob('test_*.py')
+             for name in re.findall(r'^ *def (test_\w+)\(', path.read_text(encoding='utf-8'), re.M)}
+    assert len(rows) >= 20
+    for claim, names in rows:
+        named = re.findall(r'`(test_\w+)`', names)
+        assert named and set(named) <= tests, claim
 
 
 def test_an_ordinary_folder_is_read_without_network_and_without_writing(folder, quick, watched):
