@@ -18,11 +18,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
+
 from .errors import SFTeacherError
 
 _MARKED = re.compile(r'\.(?P<name>.+)\.sf_teacher-[0-9a-f]{16}\.(?P<kind>tmp|old)')
 LITTLE = 2 ** 20      # bytes: a disk with less is full
-_FAILURES = (OSError, RuntimeError)     # torch reports a failed write as a RuntimeError
+_FAILURES = (OSError, RuntimeError, SafetensorError)     # of torch and safetensors, when a write fails
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:

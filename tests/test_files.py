@@ -2,6 +2,7 @@
 import os
 
 import pytest
+from safetensors import SafetensorError
 
 from sf_teacher import SFTeacherError
 from sf_teacher.files import remove_leftovers, write_atomically, written_at_once
@@ -24,6 +25,7 @@ def test_a_file_replaces_the_one_before(tmp_path):
 @pytest.mark.parametrize('error, raised, message', [
     (OSError(28, 'No space left on device'), SFTeacherError, 'cannot write .*file: .*No space left.*complete'),
     (RuntimeError('PytorchStreamWriter failed'), SFTeacherError, 'cannot write .*file: PytorchStreamWriter failed'),
+    (SafetensorError('I/O error: no space'), SFTeacherError, 'cannot write .*file: I/O error: no space'),
     (KeyboardInterrupt('stop'), KeyboardInterrupt, 'stop'),
 ])
 def test_a_failed_write_leaves_the_file_as_it_was(error, raised, message, tmp_path):
