@@ -30,6 +30,7 @@ from .progress import Average, Progress, summary_line, watched
 from .run_folder import RunFolder
 from .settings import TrainConfig
 from .signals import PATIENCE, Stop
+from .trackers import start_tracker
 from .unlabelled import LabelledOnly
 
 _logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Loop:
                 progress.close()
 
     def _run(self, on_epoch: Callable[[Row], None] | None, progress: Progress | None) -> list[Row]:
-        writer = self._tensorboard()
+        tracker = start_tracker(self.config, self.start) if self.world.rank == 0 else None
         if not self.rows:
             self._save(0)       # finds a full disk before the first step; any moment from now on can be resumed
         self.stop.patience = PATIENCE if self.world.size == 1 else math.inf
@@ -116,12 +117,12 @@ class Loop:
             self._save(epoch + 1)
             if progress is not None:
                 progress.line(summary_line(row, self.epochs))
-            if writer is not None:
-                for name, value in row.items():
-                    writer.add_scalar(name.replace('_', '/', 1), value, epoch)
-                writer.flush()
+            if tracker is not None:
+                tracker.log({name.replace('_', '/', 1): value for name, value in row.items()}, step=epoch)
             if on_epoch is not None and self.world.rank == 0:
                 on_epoch(row)
+        if tracker is not None:
+            tracker.finish()
         if self.folder is not None and self.rows and self.world.rank == 0:
             draw_curves(self.rows, self.folder.path)
         self.stop.where = f'after the last epoch; {self.epochs} complete epochs are saved'
@@ -257,16 +258,6 @@ class Loop:
         if self.folder is not None and self.world.rank == 0:
             self.folder.write_summary(self.rows)
             _logger.info('resumed %s after %d epochs', self.config.output, self.start)
-
-    def _tensorboard(self) -> Any:
-        if not self.config.tensorboard or self.world.rank != 0 or not self.config.output:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise SFTeacherError(f'{setting("tensorboard", True)} needs tensorboard: pip install tensorboard, or leave '
-                                 'it out (summary.csv has the same numbers)') from error
-        return SummaryWriter(self.config.output, purge_step=self.start)
 
 
 def _kinds(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:

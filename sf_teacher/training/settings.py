@@ -54,7 +54,9 @@ class TrainConfig(Checked):
     model_ema_warmup: bool = option(False, 'let its decay grow from small values')
     sync_bn: bool = option(False, 'synchronise batch norm between GPUs')
     log_interval: int = option(50, 'updates between lines of progress outside of a terminal', low=1, free=True)
-    tensorboard: bool = option(False, 'write TensorBoard files into --output too', free=True)
+    tensorboard: bool = option(False, 'the same as --log-with tensorboard', free=True)
+    log_with: str = option('none', 'where each row of summary.csv goes too, by the extra track',
+                           choices=('none', 'tensorboard', 'wandb', 'mlflow'), free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

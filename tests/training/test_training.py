@@ -19,7 +19,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-from sf_teacher import cli, training
+from sf_teacher import SFTeacherError, cli, training
 from sf_teacher.errors import SettingError
 from sf_teacher.training import Interrupted, evaluate, fit, threads
 from sf_teacher.training.components import create_optimizer
@@ -198,9 +198,21 @@ def test_compiled_tasks_train_and_resume(tmp_path):
     assert len(fit(runs.task('plain'), *runs.loaders(), again)) == 1
 
 
-def test_tensorboard_files_are_written(tmp_path):
-    fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1, tensorboard=True))
+@pytest.mark.parametrize('asked', [dict(tensorboard=True), dict(log_with='tensorboard')], ids=str)
+def test_tensorboard_files_are_written(asked, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=2, **asked))
     assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
+    events = EventAccumulator(str(tmp_path / 'run')).Reload()
+    assert [e.step for e in events.Scalars('train/loss')] == [0, 1]
+    assert [e.value for e in events.Scalars('eval/top1')] == pytest.approx([row['eval_top1'] for row in rows])
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(SFTeacherError, match="log_with='wandb' needs wandb: pip install wandb accelerate, or leave it"):
+        fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1, log_with='wandb'))
 
 
 def test_without_output_nothing_is_written(tmp_path, monkeypatch):

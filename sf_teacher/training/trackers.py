@@ -1,0 +1,39 @@
+"""The rows of summary.csv for TensorBoard, Weights & Biases or MLflow, through accelerate's trackers."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import SFTeacherError
+from ..validation import setting
+from .settings import TrainConfig
+
+
+def start_tracker(config: TrainConfig, first_epoch: int) -> Any:
+    """What `log_with` asks for, ready for `log(values, step=epoch)` and `finish()`; None for nothing.
+
+    Args:
+        config: The settings of the run.
+        first_epoch: The epoch that comes; what TensorBoard has of it and later ones is dropped.
+
+    Raises:
+        SFTeacherError: It is not installed.
+    """
+    name = 'tensorboard' if config.tensorboard else config.log_with
+    if name == 'none' or not config.output:
+        return None
+    folder = Path(config.output).resolve()
+    options: dict[str, dict[str, Any]] = {
+        'tensorboard': {'logging_dir': str(folder.parent), 'purge_step': first_epoch},
+        'mlflow': {'logging_dir': str(folder)},
+        'wandb': {'dir': str(folder)},
+    }
+    try:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # type: ignore[import-untyped]
+
+        tracker = LOGGER_TYPE_TO_CLASS[name](folder.name, **options[name])
+        tracker.start()
+    except ImportError as error:
+        raise SFTeacherError(f'{setting("log_with", name)} needs {name}: pip install {name} accelerate, or leave it '
+                             f'out (summary.csv has the same numbers)') from error
+    return tracker
