@@ -1,4 +1,5 @@
 """An exported teacher as torchvision's module of the same architecture, for configs that name its modules."""
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -9,15 +10,20 @@ from torch import nn
 from sf_teacher import SFTeacherError
 from sf_teacher.exporting.torchvision_format import to_torchvision
 
-from ._timm import LOCAL, build_teacher
+from ._timm import LOCAL, build_teacher, check_label_names
 
 
-def build_torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.Module:
+def build_torchvision_teacher(
+        model_name: str,
+        num_classes: int | None = None,
+        label_names: Sequence[str] | str | None = None,
+) -> nn.Module:
     """torchvision's model with an exported teacher's weights, in eval mode.
 
     Args:
         model_name: ``local-dir:FOLDER``, an exported folder.
         num_classes: Classes; the folder knows its own and refuses others.
+        label_names: See `check_label_names`.
 
     Returns:
         ``torchvision.models.NAME``; on an image of the size that the teacher was made for it gives the same logits as
@@ -30,6 +36,7 @@ def build_torchvision_teacher(model_name: str, num_classes: int | None = None) -
         raise SFTeacherError(f'model_name {model_name!r}: give \'{LOCAL}FOLDER\', a folder that `sf-teacher export` '
                              f'wrote. torchvision\'s own weights come under torchvision\'s own key')
     teacher: Any = build_teacher(model_name, num_classes=num_classes)
+    check_label_names(teacher, label_names, model_name)
     arch = teacher.pretrained_cfg['architecture']
     inputs = torch.randn(2, *timm.data.resolve_model_data_config(teacher)['input_size'],
                          generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ Importing this module registers everything below; a config names it under ``depe
         kwargs:
           model_name: 'local-dir:./exported/resnet50-sft'
 """
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -39,7 +39,7 @@ from sf_teacher.methods.base import Method
 from ._loss import MethodLoss
 from ._module_paths import remember
 from ._student_method import Teacher4StudentMethod
-from ._timm import build_model, build_teacher
+from ._timm import build_model, build_teacher, check_label_names
 from ._torchdistill import Teacher4Method
 from ._torchvision import build_torchvision_teacher
 
@@ -51,6 +51,7 @@ def timm_teacher(
         checkpoint_path: str | None = None,
         pretrained: bool = False,
         num_classes: int | None = None,
+        label_names: Sequence[str] | str | None = None,
         **kwargs: Any,
 ) -> nn.Module:
     """A frozen teacher with weights for sure, in eval mode.
@@ -63,10 +64,12 @@ def timm_teacher(
         checkpoint_path: Weights for a timm name, e.g. the ``teacher.pth`` of an exported folder.
         pretrained: Whether a timm name comes with timm's pretrained weights.
         num_classes: Classes; an exported folder knows its own and refuses others.
+        label_names: The data's class names in the order of its labels, to be compared with those that an exported
+            folder holds: a list, a text file with one a line, or an ImageFolder's folder.
         **kwargs: Further arguments of ``timm.create_model``.
 
     Raises:
-        SFTeacherError: There are no weights, or they are not this model's.
+        SFTeacherError: There are no weights, they are not this model's, or its classes are others or in another order.
 
     .. code-block:: YAML
        :caption: An exported teacher; ``src_ckpt`` is not needed.
@@ -77,13 +80,18 @@ def timm_teacher(
             model_name: 'local-dir:./exported/resnet50-sft'
     """
     teacher = build_teacher(model_name, checkpoint_path, pretrained, num_classes, **kwargs)
+    check_label_names(teacher, label_names, model_name)
     data = timm.data.resolve_model_data_config(teacher)
     logger.info(f'Teacher `{model_name}` in eval mode; made for images of size {data["input_size"]} normalised with '
                 f'mean {data["mean"]} and std {data["std"]}: give it the same')
     return remember(teacher, f'sf_teacher.timm_teacher {model_name!r}')
 
 
-def torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.Module:
+def torchvision_teacher(
+        model_name: str,
+        num_classes: int | None = None,
+        label_names: Sequence[str] | str | None = None,
+) -> nn.Module:
     """An exported teacher as torchvision's module, whose modules have the names that torchdistill's own configs hook.
 
     For the architectures that torchvision builds too (`sf_teacher.exporting.torchvision_names`): ResNets, ResNeXts,
@@ -92,9 +100,11 @@ def torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.M
     Args:
         model_name: ``local-dir:FOLDER``, an exported folder.
         num_classes: Classes; the folder knows its own and refuses others.
+        label_names: As for `timm_teacher`.
 
     Raises:
-        SFTeacherError: The folder is missing or damaged, or torchvision has no model that computes the same.
+        SFTeacherError: The folder is missing or damaged, its classes are others or in another order, or torchvision
+            has no model that computes the same.
 
     .. code-block:: YAML
        :caption: An exported ResNet in a config that hooks `avgpool` or `layer4.-1.relu`; nothing else changes.
@@ -104,7 +114,7 @@ def torchvision_teacher(model_name: str, num_classes: int | None = None) -> nn.M
           kwargs:
             model_name: 'local-dir:./exported/resnet34-sft'
     """
-    teacher = build_torchvision_teacher(model_name, num_classes)
+    teacher = build_torchvision_teacher(model_name, num_classes, label_names)
     return remember(teacher, f'sf_teacher.torchvision_teacher {model_name!r}')
 
 

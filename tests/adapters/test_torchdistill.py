@@ -220,6 +220,38 @@ class TestTeacherKey:
         assert sum(box_losses(box)) < first
 
 
+class TestLabelNames:
+    NAMES = ('bus', 'cat', 'dog')
+
+    @pytest.fixture(scope='class')
+    def folder(self, tmp_path_factory):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            quick_check(monkeypatch)
+            torch.manual_seed(0)
+            model = jitter(timm.create_model('resnet18', num_classes=3))
+            return sf_teacher.export(model, tmp_path_factory.mktemp('named') / 'teacher', input_size=SIZE,
+                                     class_names=self.NAMES)
+
+    @pytest.mark.parametrize('key', ['sf_teacher.timm_teacher', 'sf_teacher.torchvision_teacher'])
+    def test_names_as_a_list_a_file_or_an_image_folder(self, folder, tmp_path, key):
+        (tmp_path / 'names.txt').write_text('\n'.join(self.NAMES) + '\n')
+        for name in reversed(self.NAMES):
+            (tmp_path / 'train' / name).mkdir(parents=True)
+        for names in (list(self.NAMES), str(tmp_path / 'names.txt'), str(tmp_path / 'train')):
+            assert get_model(key, model_name=f'local-dir:{folder}', label_names=names) is not None
+        with pytest.raises(SFTeacherError, match=r"the same classes in another order: class 0 is 'bus', and 'cat' in"):
+            get_model(key, model_name=f'local-dir:{folder}', label_names=['cat', 'bus', 'dog'])
+        (tmp_path / 'train' / 'fish').mkdir()
+        with pytest.raises(SFTeacherError, match=r"other classes: 3, .* against 4, among them \['fish'\]"):
+            get_model(key, model_name=f'local-dir:{folder}', label_names=str(tmp_path / 'train'))
+        with pytest.raises(SFTeacherError, match=r"label_names 'nowhere' does not exist"):
+            get_model(key, model_name=f'local-dir:{folder}', label_names='nowhere')
+
+    def test_a_teacher_without_names(self, exported):
+        with pytest.raises(SFTeacherError, match=r'holds no names of its classes.*export it with class_names'):
+            adapter.timm_teacher(f'local-dir:{exported}/test_resnet', label_names=['a'])
+
+
 class TestModulePaths:
     @pytest.mark.parametrize(('path', 'message'), [
         ('avgpool', r"sf_teacher.timm_teacher 'local-dir:.*' has no 'avgpool': what torchvision's ResNets call so is "
