@@ -151,6 +151,7 @@ def check_export(
         std: Sequence[float] | float | None = None,
         model_args: Mapping[str, Any] | None = None,
         factory: str | Callable[..., nn.Module] | None = None,
+        class_names: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         format: str = 'timm',
@@ -169,6 +170,10 @@ def check_export(
     args = normalise.primitives('model_args', model_args)
     if factory is None:
         normalise.identify(teacher, args)
+    else:
+        normalise.check_factory_arguments(args)
+    if class_names is not None:
+        normalise.check_class_names(class_names, getattr(teacher, 'num_classes', len(class_names)))
     if layout is not None:
         check_layout(layout, factory and normalise.factory_path(factory), Path(folder))
     normalise.data_config(teacher, input_size, mean, std)

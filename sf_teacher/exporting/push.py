@@ -7,11 +7,11 @@ from huggingface_hub import errors
 
 from ..errors import SFTeacherError
 from .exporter import TORCHDISTILL
-from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS
+from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO
 from .verify import verify
 from .writer import README
 
-FILES = (README, CONFIG, WEIGHTS, TEACHER, TORCHVISION, PROBE, TORCHDISTILL)
+FILES = (README, CONFIG, WEIGHTS, TEACHER, TORCHVISION, PROBE, TORCHDISTILL, ZOO)
 
 
 def push(

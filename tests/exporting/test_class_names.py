@@ -5,7 +5,7 @@ import pytest
 import timm
 
 from sf_teacher import SFTeacherError, cli, wrap
-from sf_teacher.exporting.exporter import export
+from sf_teacher.exporting.exporter import check_export, export
 from sf_teacher.exporting.verify import verify
 from sf_teacher.training.loading import class_names_of, load_teacher
 from tests.exporting.folders import edit_config
@@ -75,4 +75,6 @@ def test_timms_forms_are_read():
 def test_names_that_cannot_be(names, message, quick, tmp_path):
     with pytest.raises(SFTeacherError, match=message):
         export(build(), tmp_path / 'teacher', class_names=names)
+    with pytest.raises(SFTeacherError, match=message):     # before the training too
+        check_export(build(), tmp_path / 'teacher', class_names=names)
     assert not list(tmp_path.iterdir())
