@@ -1,4 +1,7 @@
-"""Write scikit-learn's handwritten digits as an ImageFolder of 32x32 images: data/digits/{train,val}/CLASS/*.png."""
+"""Write scikit-learn's handwritten digits as an ImageFolder of 32x32 images: data/digits/{train,val}/CLASS/*.png.
+
+The training images are written once more without their labels: data/digits-unlabelled/images/*.png.
+"""
 import argparse
 from pathlib import Path
 
@@ -16,9 +19,13 @@ def main() -> None:
     images, targets = load_digits(return_X_y=True)
     for index, (image, target) in enumerate(zip(images[:args.total], targets[:args.total], strict=True)):
         folder = args.root / ('train' if index < args.train else 'val') / str(target)
-        folder.mkdir(parents=True, exist_ok=True)
+        unlabelled = args.root.with_name(f'{args.root.name}-unlabelled') / 'images'
+        for place in (folder, unlabelled):
+            place.mkdir(parents=True, exist_ok=True)
         pixels = Image.fromarray((image.reshape(8, 8) * 15.9).astype(np.uint8)).resize((32, 32), Image.BILINEAR)
         pixels.convert('RGB').save(folder / f'{index:04d}.png')
+        if index < args.train:
+            pixels.convert('RGB').save(unlabelled / f'{index:04d}.png')
 
 
 if __name__ == '__main__':

@@ -12,9 +12,11 @@ import sys
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from sf_teacher.adapters import torchdistill as adapter
 from torch import nn
+from torchdistill.common import yaml_util
 from torchdistill.common.main_util import load_ckpt
 from torchdistill.core.distillation import get_distillation_box
 from torchdistill.core.training import get_training_box
@@ -589,7 +591,8 @@ class TestExamples:
     @pytest.mark.parametrize('name', [
         'digits/sftn/test_resnet.yaml', 'digits/sftn/test_efficientnet_from_test_resnet.yaml',
         'digits/sftn/resnet34.yaml', 'digits/kd/resnet18_from_resnet34.yaml',
-        'digits/kd/resnet18_from_resnet34-eval_mode.yaml', 'digits/teskd/test_resnet.yaml',
+        'digits/kd/resnet18_from_resnet34-eval_mode.yaml', 'digits/kd/resnet18_from_resnet34-unlabelled.yaml',
+        'digits/teskd/test_resnet.yaml',
         'digits/gtn/test_resnet.yaml', 'digits/student_friendly_kd/resnet18_from_resnet34.yaml'])
     def test_digits_run_as_they_stand(self, in_work, monkeypatch, caplog, name):
         with caplog.at_level(logging.INFO):
@@ -602,6 +605,21 @@ class TestExamples:
         if trains and 'from' not in name:   # the best epoch is what was exported
             best = torch.load(re.search(r"dst_ckpt '(.*)'", config(name))[1], weights_only=True)['model']
             assert all(torch.equal(v, best[k]) for k, v in sf_teacher_free.state_dict().items())
+
+    def test_without_labels_the_loss_is_the_distillation_loss(self, in_work, monkeypatch):
+        text = config('digits/kd/resnet18_from_resnet34-unlabelled.yaml')
+        (in_work / 'config.yaml').write_text(text)
+        loaded = yaml_util.load_yaml_file(str(in_work / 'config.yaml'))
+        data = loaded['datasets'][loaded['train']['train_data_loader']['dataset_id']]
+        assert len(data) == 160 and data.classes == ['images']
+        teacher = get_model(**loaded['models']['teacher_model']['kwargs'], key='sf_teacher.timm_teacher')
+        student = adapter.timm_model('resnet18', num_classes=10)
+        box = get_distillation_box(teacher, student, loaded['datasets'], loaded['train'], CPU, None, False, 1)
+        images = torch.stack([data[i][0] for i in range(8)])
+        box.pre_epoch_process(epoch=0)
+        first, second = (box.forward_process(images, torch.full((8,), label), {}).item() for label in (0, 7))
+        log_p, p = (student(images) / 4).log_softmax(1), (teacher(images) / 4).softmax(1)
+        assert first == second == pytest.approx(16 * F.kl_div(log_p, p, reduction='batchmean').item(), rel=1e-4)
 
     def test_test_only_gives_the_teachers_accuracy_of_the_run(self, in_work, monkeypatch, caplog):
         name, found = EXAMPLES / 'digits/kd/resnet18_from_resnet34-eval_mode.yaml', []
