@@ -552,6 +552,41 @@ def changed_lines(left, right):
     return [line[1:].strip() for line in lines if line[0] == '-'], [line[1:] for line in lines if line[0] == '+']
 
 
+def stage_of(method, **wrapper):
+    """The teacher's stage with another method."""
+    stage = teacher_stage(**wrapper)
+    stage['teacher']['auxiliary_model_wrapper']['key'] = f'Teacher4{method}'
+    stage['criterion'] = weighted(f'{method}Loss')
+    return stage
+
+
+class TestOtherMethods:
+    """Both boxes with the methods that have no branches or take a trained student."""
+
+    @pytest.mark.parametrize(('method', 'students'), [
+        ('MCMI', None), ('LoT', 'test_efficientnet'), ('AID', 'exported')])
+    def test_both_boxes(self, exported, method, students):
+        students = f'local-dir:{exported}/test_resnet' if students == 'exported' else students
+        losses = []
+        for alone in (False, True):
+            stage, model = stage_of(method, students=students), jitter(models()[0])
+            if alone:
+                stage['model'] = stage.pop('teacher')
+                stage.pop('student')
+                stage['criterion']['kwargs']['sub_terms']['term']['criterion']['kwargs'] = {'is_from_teacher': False}
+                box = get_training_box(model, {'train': batches()}, stage, CPU, None, False, 1)
+            else:
+                box = distillation_box(stage, model)
+            before = {k: v.clone() for k, v in model.named_parameters()}
+            losses.append(box_losses(box))
+            assert any(not torch.equal(v, before[k]) for k, v in model.named_parameters())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5) and all(map(math.isfinite, losses[0]))
+
+    def test_a_method_that_needs_the_images_numbers_is_refused(self):
+        with pytest.raises(SFTeacherError, match=r'Teacher4SoTeacher: SoTeacher needs to know which images of the'):
+            distillation_box(stage_of('SoTeacher', students=None))
+
+
 class TestExamples:
     def test_under_torchvisions_key_one_line_differs(self):
         old, new = changed_lines('digits/ordinary_kd/resnet18_from_resnet34.yaml',
