@@ -16,7 +16,8 @@ import sf_teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / 'docs'
-# their Python runs as it stands, in this order, in one folder; blocks of other pages are for another program's files
+# their Python runs as it stands, in this order, in one folder; usage.md runs in test_docs_pages.py, and blocks of other
+# pages are for another program's files
 EXECUTED = ['index.md', 'concepts.md', 'toolboxes/index.md', *(f'methods/{p.name}' for p in DOCS.glob('methods/*.md'))]
 
 

@@ -1,19 +1,15 @@
-"""The README does what it says: its Python runs, its commands are those of CI and of the package, its YAML is read.
+"""The README is short and does what it says: its Python prints what it shows, and its commands are those of CI.
 
-Nothing is substituted: the blocks are executed as they stand, top to bottom in one namespace, in an empty folder.
+Nothing is substituted: the block is executed as it stands, in an empty folder. test_docs_pages.py does the same for the
+longer pages.
 """
-import os
+import contextlib
+import io
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
-
-import pytest
-import timm
-import torch
-import yaml
-
-import sf_teacher.cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -31,45 +27,47 @@ def commands():
     return [[part.strip() for part in line.split('&&')] for line in lines]
 
 
-@pytest.fixture(scope='module')
-def executed(tmp_path_factory):
-    """The folder and the namespace that the Python blocks leave."""
-    folder, before = tmp_path_factory.mktemp('readme'), os.getcwd()
-    os.chdir(folder)
-    namespace = {}
-    try:
-        for line, language, text in BLOCKS:
-            if language == 'python':
-                code = compile('\n' * line + text, str(ROOT / 'README.md'), 'exec')    # tracebacks name README's lines
-                exec(code, namespace)
-    finally:
-        os.chdir(before)
-    return folder, namespace
-
-
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert {language for _, language, _ in BLOCKS} == {'python', 'sh', 'yaml', 'text'}
+    assert {language for _, language, _ in BLOCKS} == {'python', 'sh', 'text'}
     assert README.count('```') == 2 * len(BLOCKS)
 
 
-def test_python_blocks_run_and_leave_an_exported_teacher(executed):
-    folder, names = executed
-    exported = folder / 'exported' / 'resnet50-sft'
-    reloaded = timm.create_model(f'local-dir:{exported}', pretrained=True).eval()
-    assert torch.equal(reloaded(names['images']), names['task'].teacher.eval()(names['images']))
-    reloaded.load_state_dict(names['state'])        # of teacher.pth, strict
-    assert all(p.grad is not None for p in names['own'].teacher.parameters())
-    assert sf_teacher.verify(folder / 'exported' / 'own', factory='torchvision.models:resnet18')['bit_equal']
-    assert all(p.grad is None for p in names['teacher'].parameters())
+def test_it_is_short():
+    assert len(README.splitlines()) < 120
 
 
-def test_command_line_calls_run(executed, capsys, monkeypatch):
-    folder, _ = executed
-    monkeypatch.chdir(folder)
-    calls = [shlex.split(part) for line in commands() for part in line if part.startswith('sf-teacher ')]
-    assert calls
-    for call in calls:
-        assert sf_teacher.cli.main(call[1:]) == 0, capsys.readouterr().err
+def test_six_lines_of_python_print_the_output_that_is_shown(tmp_path, monkeypatch):
+    (code,), (shown,) = blocks('python'), blocks('text')
+    assert len(code.splitlines()) == 6
+    monkeypatch.chdir(tmp_path)
+    line = next(line for line, language, _ in BLOCKS if language == 'python')
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile('\n' * line + code, str(ROOT / 'README.md'), 'exec'), {})    # tracebacks name README's lines
+    assert printed.getvalue() == shown
+    assert (tmp_path / 'exported/resnet50-sft/model.safetensors').is_file()
+
+
+def test_the_address_is_given_once_as_a_variable_that_the_commands_use():
+    given = [line for text in blocks('sh') for line in text.splitlines() if line.startswith('URL=')]
+    assert len(given) == 1 and len(shlex.split(given[0])) == 1      # can be pasted
+    used = [line for text in blocks('sh') for line in text.splitlines() if re.search(r'git[ +]', line)]
+    assert len(used) == 3 and all(line.count('$URL"') == 1 and line.count('URL') == 1 for line in used)
+    for text in blocks('sh'):
+        assert subprocess.run(['bash', '-n'], input=text, text=True, check=False).returncode == 0
+
+
+def test_the_picture_is_there_for_light_and_for_dark():
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', README)
+    assert [Path(path).stem for path in pictures] == ['branched_teacher-dark', 'branched_teacher-light']
+    assert all((ROOT / path).is_file() for path in pictures)
+
+
+def test_the_numbers_it_quotes_are_those_of_the_table_of_results():
+    said = README.split('## What it buys')[1].split('**For you**')[0]
+    numbers = re.findall(r'[-+]?\d+\.\d\d', said)
+    table = (ROOT / 'docs/results.md').read_text(encoding='utf-8').split('<!-- cpu.yaml')[1].split('<!-- end')[0]
+    assert len(numbers) >= 5 and all(re.search(rf'(?<![\d.]){re.escape(number)}(?!\d)', table) for number in numbers)
+    assert 'no gain' in said and 'no gain' in table         # the sentence goes when the table says otherwise
 
 
 def test_two_commands_set_everything_up_from_git_and_python():
@@ -92,41 +90,6 @@ def test_two_commands_set_everything_up_from_git_and_python():
     assert tests[3] in ci
     assert f'export {threads}' in ci
     assert pytest_command in ci.replace('"$venv/bin/pytest"', '.venv/bin/pytest')
-
-
-def test_yaml_blocks_are_torchdistill_configs_with_known_keys(executed):
-    folder, _ = executed
-    ours, theirs = map(yaml.safe_load, blocks('yaml'))
-    pytest.importorskip('torchdistill')
-    from torchdistill.common.main_util import import_dependencies, load_ckpt
-    from torchdistill.models.official import get_image_classification_model
-    from torchdistill.models.registry import get_model
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        import_dependencies(ours['dependencies'])
-        config = ours['models']['teacher_model']
-        assert get_image_classification_model(config) is None       # no torchvision name, so the registry is asked
-        teacher = get_model(config['key'], **config['kwargs'])
-        config = theirs['models']['teacher_model']
-        twin = get_image_classification_model(config)               # as torchdistill's scripts do
-        load_ckpt(config['src_ckpt'], model=twin)
-    finally:
-        os.chdir(before)
-    assert twin.training and not teacher.training                   # as the README warns
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(twin.eval()(x), teacher(x))
-
-
-def test_measured_table_has_the_rows_and_the_verdicts_that_the_quickstart_prints():
-    (printed,) = blocks('text')
-    rows = [line for line in printed.splitlines() if '±' in line and '->' not in line]
-    names = ['student alone', 'standard teacher', 'student-friendly (SFTN)']
-    source = (ROOT / 'examples' / 'quickstart.py').read_text()
-    assert [re.split(r'  +', row)[0] for row in rows] == names
-    assert all(name in source for name in names)
-    verdict = re.compile(r': [+-]\d+\.\d\d points \(95 % interval .* paired over seeds\): (gain|loss|no gain.*)$')
-    assert len([line for line in printed.splitlines() if verdict.search(line)]) == 3
 
 
 def test_links_lead_somewhere():

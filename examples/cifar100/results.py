@@ -1,4 +1,4 @@
-"""Make RESULTS.md, the figures and the README's table from the JSON files in results/, and from nothing else.
+"""Make RESULTS.md, the figures and the table of docs/results.md from the JSON files in results/, and nothing else.
 
     python examples/cifar100/results.py
 """
@@ -16,7 +16,7 @@ from protocol import ALONE, STANDARD, Protocol, read, student_runs
 from sf_teacher.analysis.similarity import interval
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parents[1] / 'README.md'
+OVERVIEW = HERE.parents[1] / 'docs/results.md'
 MARKS = '<!-- cpu.yaml, by examples/cifar100/results.py -->', '<!-- end of cpu.yaml -->'
 PROTOCOLS = ('cpu', 'controls', 'other_student', 'methods', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
 Result = dict[str, Any]
@@ -127,10 +127,10 @@ def document() -> str:
     return intro + '\n'.join(filter(None, map(section, PROTOCOLS)))
 
 
-def readme() -> str:
-    """The README, with the table of cpu.yaml between its marks."""
+def overview() -> str:
+    """docs/results.md, with the table of cpu.yaml between its marks."""
     protocol = read(HERE / 'cpu.yaml')
-    before, rest = README.read_text(encoding='utf-8').split(MARKS[0])
+    before, rest = OVERVIEW.read_text(encoding='utf-8').split(MARKS[0])
     tables = [table(protocol, collect(protocol, pair)) for pair in protocol.pairs]
     return MARKS[0].join([before, '\n' + '\n\n'.join(tables) + '\n' + MARKS[1] + rest.split(MARKS[1])[1]])
 
@@ -190,7 +190,7 @@ def main() -> None:
     for name in PROTOCOLS:
         figure(name)
     (HERE / 'RESULTS.md').write_text(document(), encoding='utf-8')
-    README.write_text(readme(), encoding='utf-8')
+    OVERVIEW.write_text(overview(), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -187,7 +187,7 @@ class TestTeacherKey:
         assert torch.equal(teacher(x), logits)
 
     def test_under_torchvisions_key_statistics_drift(self, exported):
-        """What the README warns of; if this fails, torchdistill has learnt better and the warning can go."""
+        """What the page of torchdistill warns of; if this fails, torchdistill can do it and the warning can go."""
         teacher = torchvision.models.resnet18(num_classes=10)
         load_ckpt(f'{exported}/resnet18/teacher.pth', model=teacher)
         before = {k: v.clone() for k, v in teacher.state_dict().items()}

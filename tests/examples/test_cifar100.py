@@ -187,7 +187,7 @@ def test_methods_with_several_branches_and_with_a_simplifier(tiny):
 def test_results_are_made_of_the_json_files_alone(modules):
     results = modules['results']
     assert (FOLDER / 'RESULTS.md').read_text(encoding='utf-8') == results.document()
-    assert (ROOT / 'README.md').read_text(encoding='utf-8') == results.readme()
+    assert (ROOT / 'docs/results.md').read_text(encoding='utf-8') == results.overview()
 
 
 def test_every_result_belongs_to_a_protocol(modules):
