@@ -10,8 +10,6 @@ from typing import Any
 
 import yaml
 
-from sf_teacher.methods import METHODS
-from sf_teacher.methods.base import options
 from sf_teacher.training import TrainConfig
 
 Spec = dict[str, Any]
@@ -27,11 +25,17 @@ class Pair:
         student: The same.
         boundaries: As in `sf_teacher.wrap`.
         others: Students that were not the branch, by name.
+        branch: The model of the branches instead of the student.
+        train: Settings of the loop that differ from the protocol's for this pair, its students included.
+        student_train: Those that differ for its students.
     """
     teacher: Spec
     student: Spec
     boundaries: Any = None
     others: dict[str, Spec] = field(default_factory=dict)
+    branch: Spec | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+    student_train: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Arm:
         simplifier: The students learn by way of a simplifier (student-friendly KD) with this fraction of their learning
             rate; 0 for plain distillation.
         against: The arm that it is compared with in the results.
+        halfway: The students learn from the teacher as it was after half of its epochs.
+        loss: How the students learn: a name of `rivals.LOSSES`; plain distillation by default.
+        best_of: Nothing is trained for this arm: it is the one of these that is best on the validation images.
     """
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +66,9 @@ class Arm:
     branch: Spec | list[Spec] | None = None
     simplifier: float = 0.
     against: str = STANDARD
+    halfway: bool = False
+    loss: str | None = None
+    best_of: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,13 @@ class Protocol:
         per_class: Training images of each class, the first ones in the order of the data source; by default all.
         size: Pixels of a side.
         kd: Temperature and weights of the plain distillation.
+        validation: Images of each class, the last ones of the training images, on which nothing is trained: settings
+            are chosen by them. With them a run is evaluated after its last epoch only.
+        student_per_class: Training images of each class for students that have a teacher; by default the teacher's.
+        unlabelled: Whether these students learn without labels; one that learns alone has the teacher's images.
+        temperatures: For each arm that of the best students of the selection seeds, on the validation images, is taken.
+        selection_seeds: Seeds that choose and that are never reported.
+        students: Students of each teacher in what is reported.
     """
     about: str
     results: str
@@ -92,6 +109,12 @@ class Protocol:
     size: int = 32
     kd: dict[str, float] = field(default_factory=lambda: {
         'temperature': 4., 'task_loss_weight': 0.1, 'distill_loss_weight': 0.9})
+    validation: int = 0
+    student_per_class: int | None = None
+    unlabelled: bool = False
+    temperatures: tuple[float, ...] = ()
+    selection_seeds: tuple[int, ...] = ()
+    students: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,11 +153,19 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
                         for key, item in values[name].items()}
     protocol = _made(Protocol, {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, path.name)
     for arm in protocol.arms.values():
-        TrainConfig(**{**protocol.train, **arm.train})
-        TrainConfig(**{**protocol.train, **protocol.student, **arm.student})
-        for role, other in (('start from', arm.after), ('compare with', arm.against)):
-            if other is not None and other not in protocol.arms:
-                raise SystemExit(f'{path.name}: there is no arm {other!r} to {role}')
+        for pair in protocol.pairs.values():
+            TrainConfig(**teacher_train(protocol, pair, arm))
+            TrainConfig(**student_train(protocol, pair, arm))
+        for role, others in (('start from', [arm.after]), ('compare with', [arm.against]), ('choose', arm.best_of)):
+            for other in others or ():
+                if other is not None and other not in protocol.arms:
+                    raise SystemExit(f'{path.name}: there is no arm {other!r} to {role}')
+        if arm.halfway and arm.after:
+            raise SystemExit(f'{path.name}: halfway is for teachers trained from scratch: leave out it or after')
+    if shared := set(protocol.seeds) & set(protocol.selection_seeds):
+        raise SystemExit(f'{path.name}: seeds {sorted(shared)} both choose and are reported')
+    if protocol.temperatures and not (protocol.validation and protocol.selection_seeds):
+        raise SystemExit(f'{path.name}: temperatures are chosen by selection_seeds on validation images: give both')
     if unknown := set(arms or ()) - set(protocol.arms):
         raise SystemExit(f'{path.name}: there is no arm {", ".join(sorted(unknown))}; there are '
                          f'{", ".join(protocol.arms)}')
@@ -143,56 +174,14 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
     return replace(protocol, arms=chosen, seeds=tuple(seeds or protocol.seeds))
 
 
-def teacher_run(protocol: Protocol, pair_name: str, arm_name: str, seed: int) -> Run:
-    """The run of a teacher. A standard teacher does not depend on the student."""
-    pair, arm = protocol.pairs[pair_name], protocol.arms[arm_name]
-    settings = {
-        **_common(protocol), 'model': pair.teacher, 'train': {**protocol.train, **arm.train},
-        'after': teacher_run(protocol, pair_name, arm.after, seed).key if arm.after else None}
-    if arm.method:
-        resolved = options(METHODS[arm.method](**arm.options))      # a default may change
-        settings |= {'method': arm.method, 'ramp': resolved.pop('kl_ramp', 0.), 'options': resolved,
-                     'branch': arm.branch or pair.student, 'boundaries': arm.boundaries or pair.boundaries}
-    return Run('teacher', pair_name, arm_name, seed, 'own', settings)
+def teacher_train(protocol: Protocol, pair: Pair, arm: Arm) -> dict[str, Any]:
+    """Settings of the loop for the teachers of a pair and arm."""
+    return {**protocol.train, **pair.train, **arm.train}
 
 
-def student_runs(protocol: Protocol, pair_name: str, arm_name: str, seed: int) -> list[Run]:
-    """The runs of the students of a teacher, or of those that learn alone."""
-    pair = protocol.pairs[pair_name]
-    arm = protocol.arms.get(arm_name, Arm())
-    settings = {**_common(protocol), 'train': {**protocol.train, **protocol.student, **arm.student}}
-    if arm_name != ALONE:
-        settings |= {'kd': protocol.kd, 'teacher': teacher_run(protocol, pair_name, arm_name, seed).key}
-        settings |= {'simplifier': arm.simplifier} if arm.simplifier else {}
-    return [Run('student', pair_name, arm_name, seed, name, {**settings, 'model': spec})
-            for name, spec in {'own': pair.student, **pair.others}.items()]
-
-
-def chains(protocol: Protocol) -> list[list[list[Run]]]:
-    """Two phases of chains: runs of a chain follow each other, chains of a phase do not depend on each other.
-
-    Seed by seed, so that a protocol that is stopped has whole seeds. In the second phase are the teachers that start
-    from one of the first.
-    """
-    phases: list[dict[str, list[Run]]] = [{}, {}]
-    planned: set[str] = set()
-    for seed in protocol.seeds:
-        for pair in protocol.pairs:
-            for arm_name in (ALONE, *protocol.arms):
-                students = student_runs(protocol, pair, arm_name, seed)
-                arm = protocol.arms.get(arm_name)
-                first = [teacher_run(protocol, pair, arm_name, seed)] if arm else []
-                phase = phases[1 if arm and arm.after else 0]
-                chain = phase.setdefault(first[0].key if first else f'{pair} alone {seed}', first)
-                planned |= {run.key for run in first}       # pairs may share a teacher, or a student alone
-                chain += [run for run in students if run.key not in planned]
-                planned |= {run.key for run in students}
-    return [[chain for chain in phase.values() if chain] for phase in phases]
-
-
-def _common(protocol: Protocol) -> dict[str, Any]:
-    return {'classes': list(protocol.classes), 'per_class': protocol.per_class, 'size': protocol.size,
-            'batch_size': protocol.batch_size}
+def student_train(protocol: Protocol, pair: Pair, arm: Arm) -> dict[str, Any]:
+    """The same for its students."""
+    return {**protocol.train, **pair.train, **protocol.student, **pair.student_train, **arm.student}
 
 
 def _made(cls: Any, values: dict[str, Any], where: str) -> Any:

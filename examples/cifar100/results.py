@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from protocol import ALONE, STANDARD, Protocol, read, student_runs
+import chosen
+from plan import student_runs
+from protocol import ALONE, STANDARD, Protocol, read
 
 from sf_teacher.analysis.similarity import interval
 
@@ -124,7 +126,7 @@ def document() -> str:
     intro = ('# Results on CIFAR-100\n\nWritten by `python examples/cifar100/results.py` from the JSON files in '
              '[results/](results/), one for each training, which `python examples/cifar100/run.py PROTOCOL` wrote. '
              'Nothing here is typed by hand. "No gain" is said wherever the interval includes 0.\n\n')
-    return intro + '\n'.join(filter(None, map(section, PROTOCOLS)))
+    return intro + '\n'.join(filter(None, [chosen.document(), *map(section, PROTOCOLS)]))
 
 
 def overview() -> str:
@@ -189,6 +191,8 @@ def figure(name: str) -> None:
 def main() -> None:
     for name in PROTOCOLS:
         figure(name)
+    for name in chosen.FIGURES:
+        chosen.figure(name)
     (HERE / 'RESULTS.md').write_text(document(), encoding='utf-8')
     OVERVIEW.write_text(overview(), encoding='utf-8')
 

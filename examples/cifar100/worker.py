@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,38 +14,25 @@ from typing import Any
 import nets
 import timm
 import torch
+from beside import HALFWAY, Clock, machine
+from images import Counted, Images, Remembered, Split, teacher_logits
 from nets import MEAN, STD
-from protocol import Protocol, Run, Spec
+from protocol import Run, Spec
+from rivals import RivalTask
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 import sf_teacher
 from sf_teacher.analysis.similarity import predict
 from sf_teacher.exporting.reload import TEACHER, sha256
+from sf_teacher.files import write_atomically
 from sf_teacher.functional import calibration_error, kl_divergence, linear_cka
 from sf_teacher.methods import METHODS
 from sf_teacher.split.boundaries import Boundary
 from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
-from sf_teacher.training.data import load_data
-from sf_teacher.training.in_memory import InMemoryLoader, load_images
-from sf_teacher.training.run_folder import write_atomically
-from sf_teacher.training.settings import DataConfig
-
-Images = dict[str, tuple[torch.Tensor, torch.Tensor]]
-
-
-def load(source: DataConfig, cache: Path, size: int) -> Images:
-    """All images, decoded once: uint8 [N, 3, size, size] and labels [N] by split."""
-    path = cache / f'images-{size}-{hashlib.sha256(repr(source).encode()).hexdigest()[:8]}.pt'
-    if not path.exists():
-        data = load_data(source)
-        images = {split: load_images(part, (3, size, size))
-                  for split, part in (('train', data.train), ('test', data.validation))}
-        cache.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(images, file))
-    return torch.load(path, mmap=True)
+from sf_teacher.training.in_memory import InMemoryLoader
 
 
 def build(spec: Spec, seed: int, num_classes: int) -> nn.Module:
@@ -56,58 +46,88 @@ def build(spec: Spec, seed: int, num_classes: int) -> nn.Module:
 
 
 class Worker:
-    """Does the runs of a protocol.
+    """Does runs.
 
     Args:
-        images: By split, see `load`.
-        protocol: The protocol.
+        images: Gives all images of a size, by split.
         work: Folder of checkpoints and teachers.
-        results: Folder of the JSON files.
+        results: Folder of the JSON files, one folder in it for each protocol's `results`.
         device: Where to train.
-        again: Runs to do although they have a result.
     """
 
-    def __init__(self, images: Images, protocol: Protocol, work: Path, results: Path, device: str,
-                 again: set[str]) -> None:
-        self.protocol, self.work, self.device, self.again = protocol, work, torch.device(device), again
-        self.results = results / protocol.results
-        first, end = protocol.classes
-        self.num_classes, self.size = end - first, (3, protocol.size, protocol.size)
-        self.images: Images = {}
-        for split, (pixels, labels) in images.items():
-            keep = ((labels >= first) & (labels < end)).nonzero()[:, 0]
-            if split == 'train' and protocol.per_class:
-                keep = torch.cat([keep[labels[keep] == k][:protocol.per_class] for k in range(first, end)])
-            self.images[split] = pixels[keep], labels[keep] - first
+    def __init__(self, images: Callable[[int], Images], work: Path, results: Path, device: str) -> None:
+        self.images, self.work, self.all_results, self.device = images, work, results, torch.device(device)
 
-    def run(self, run: Run) -> None:
-        """Train what `run` says, unless it is done, and write its JSON file."""
+    def run(self, run: Run, results: str, again: bool = False, remember: bool = False) -> None:
+        """Train what `run` says, unless it is done, and write its JSON file.
+
+        Args:
+            run: The run.
+            results: Folder of its JSON file.
+            again: Whether to do it although it has a result.
+            remember: Whether to keep what its teacher says in a file, for other students that see the same batches.
+        """
+        self.results = self.all_results / results
         path = self.results / f'{run.key}.json'
-        if path.exists() and run.key not in self.again:
+        if path.exists() and not again:
             return
+        settings = run.settings
+        self.split = Split(self.images(settings['size']), settings, self.device)
+        self.num_classes, self.size = self.split.num_classes, (3, settings['size'], settings['size'])
         task = self.task(run)
-        train: Any = self.loader('train', run.seed)
-        test = self.loader('test')
+        with_index = getattr(getattr(task, 'method', None), 'needs_index', False)
+        train = Counted(self.split.training(run.seed, with_index))
+        test = self.split.evaluation('test')
+        validation = self.split.evaluation('validation') if settings.get('validation') else None
+        if remember and 'teacher' in settings:
+            self.remember(task, train, run)
         folder = self.folder(run)
-        config = TrainConfig(**run.settings['train'], seed=run.seed, device=str(self.device), log_interval=10 ** 6,
-                             output=str(folder), resume=(folder / 'config.yaml').exists())
-        rows = fit(task, train, test, config)
-        model = task.get_eval_model().eval()
+        config = TrainConfig(**settings['train'], seed=run.seed, device=str(self.device), log_interval=10 ** 6,
+                             output=str(folder), resume=self.resumable(folder, run))
+        rows = fit(task, train, None if validation else test, config, Clock(folder, task, run))
+        model = task.get_eval_model(ema=config.model_ema).eval()
         if run.kind == 'teacher':
             self.export(model, run)
         result = {
             'kind': run.kind, 'pair': run.pair, 'arm': run.arm, 'student': run.student, 'seed': run.seed,
-            'settings': run.settings, 'top1': rows[-1]['eval_top1'],
-            'curve': [round(row['eval_top1'], 2) for row in rows], **self.compared(model, task, test),
-            'seconds': round(sum(row['seconds'] for row in rows), 1),
+            'settings': settings, **(self.chosen_by(model, rows, test, validation) if validation else {
+                'top1': rows[-1]['eval_top1'], 'curve': [round(row['eval_top1'], 2) for row in rows]}),
+            **self.compared(model, task, test), 'seconds': round(sum(row['seconds'] for row in rows), 1),
+            **({'cpu_seconds': Clock.total(folder)} if validation and self.device.type == 'cpu' else {}),
             'memory_mb': round(max(row['memory_mb'] for row in rows)), 'machine': machine(self.device)}
-        if path.exists() and json.loads(path.read_text())['curve'] != result['curve']:
+        if path.exists() and _trace(json.loads(path.read_text())) != _trace(result):
             self.forget(run.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + '\n'
         write_atomically(path, lambda file: file.write(text.encode()))
-        print(f'{run.kind} {run.pair} [{run.arm}] {run.student} seed {run.seed}: {result["top1"]:.2f} % in '
+        print(f'{time.strftime("%H:%M:%S")} {run.kind} {run.pair} [{run.arm}] {run.student} seed {run.seed} '
+              f'T {settings.get("kd", {}).get("temperature", "-")}: {result["top1"]:.2f} % in '
               f'{result["seconds"]:.0f} s', flush=True)
+
+    @staticmethod
+    def chosen_by(
+            model: nn.Module,
+            rows: list[dict[str, Any]],
+            test: InMemoryLoader,
+            validation: InMemoryLoader,
+    ) -> dict[str, Any]:
+        """Accuracy of the last epoch on the images that choose and on those that are reported."""
+        found = {}
+        for name, loader in (('top1', test), ('validation_top1', validation)):
+            alone = predict(model, loader)
+            found[name] = 100 * (alone.logits.argmax(1) == alone.labels).float().mean().item()
+        return {**found, 'train_loss': [round(row['train_loss'], 4) for row in rows]}
+
+    def resumable(self, folder: Path, run: Run) -> bool:
+        """Whether a run that was begun can go on; one that was killed before it kept its half-way state starts anew."""
+        if not (folder / 'config.yaml').exists():
+            return False
+        epochs = max((int(path.stem.split('-')[1]) for path in folder.glob('checkpoint-*.pt')), default=0)
+        half = run.settings['train']['epochs'] // 2
+        if run.kind == 'teacher' and 0 < half <= epochs and not (folder / HALFWAY).exists():
+            shutil.rmtree(folder)
+            return False
+        return True
 
     def folder(self, run: Run) -> Path:
         """Where its checkpoints are; those of a run that starts from a teacher go with that teacher's weights."""
@@ -132,24 +152,38 @@ class Worker:
             if 'teacher' not in s:
                 return ClassificationTask(student, device=self.device, verbose=False)
             cls: Any = LogitDistillationTask
+            if s.get('loss'):
+                cls = partial(RivalTask, loss=s['loss'], unlabelled=s.get('unlabelled', False))
             if s.get('simplifier'):
                 cls = partial(sf_teacher.StudentFriendlyKDTask, simplifier_lr=s['simplifier'])
-            return cls(student, self.teacher(s['teacher']), device=self.device, verbose=False, **s['kd'])
+            teacher = self.teacher(s['teacher'], s.get('halfway', False))
+            return cls(student, teacher, device=self.device, verbose=False, **s['kd'])
         teacher = build(s['model'], seed, self.num_classes)
         if s['after']:
             teacher.load_state_dict(self.teacher(s['after']).state_dict())
         teacher.to(self.device)
         if 'method' not in s:
             return ClassificationTask(teacher, device=self.device, verbose=False)
-        method = METHODS[s['method']](**s['options'], **({'kl_ramp': s['ramp']} if s['ramp'] else {}))
+        method = METHODS[s['method']](**s['options'], **({'kl_ramp': s['ramp']} if s.get('ramp') else {}))
         branches = s['branch'] if isinstance(s['branch'], list) else [s['branch']]
         students = [build(b, 2000 + seed, self.num_classes) for b in branches] if method.takes_students else []
         boundaries = s['boundaries'] and [tuple(b) if isinstance(b, list) else b for b in s['boundaries']]
         return sf_teacher.wrap(teacher, students, method=method, boundaries=boundaries, input_size=self.size)
 
-    def loader(self, split: str, seed: int = 0) -> InMemoryLoader:
-        batch = self.protocol.batch_size if split == 'train' else 500
-        return InMemoryLoader(*self.images[split], batch, MEAN, STD, split == 'train', seed=seed, device=self.device)
+    def remember(self, task: Any, train: Counted, run: Run) -> None:
+        """Let a task look up what its teacher says of the training images."""
+        s, teacher = run.settings, task.teacher.model
+        config = TrainConfig(**s['train'])
+        autocast = partial(torch.autocast, self.device.type, getattr(torch, config.amp_dtype)) if config.amp \
+            else nullcontext
+        if config.mixes:        # other images every time
+            return
+        if config.channels_last:
+            teacher.to(memory_format=torch.channels_last)
+        weights = sha256(self.work / s['teacher'] / 'teacher' / TEACHER)[:8]
+        path = self.work / s['teacher'] / f'logits-{weights}-{said_to(run)}.pt'
+        said = teacher_logits(teacher, train.loader, config.epochs, path, autocast, config.channels_last)
+        task.teacher.model = Remembered(teacher, train, said)
 
     def export(self, model: nn.Module, run: Run) -> None:
         """Export a teacher; its students learn from what the folder gives back."""
@@ -160,8 +194,8 @@ class Worker:
             model, self.work / run.key / 'teacher', input_size=self.size, mean=MEAN, std=STD, overwrite=True,
             metadata={'data': 'CIFAR-100', 'seed': run.seed, 'settings': run.settings}, **own)
 
-    def teacher(self, key: str) -> nn.Module:
-        """An exported teacher, frozen and in eval mode."""
+    def teacher(self, key: str, halfway: bool = False) -> nn.Module:
+        """An exported teacher, or what it was after half of its epochs, frozen and in eval mode."""
         folder = self.work / key / 'teacher'
         config = json.loads((folder / 'config.json').read_text())
         if config.get('factory'):
@@ -169,6 +203,8 @@ class Worker:
             model.load_state_dict(torch.load(folder / 'teacher.pth', weights_only=True)['model'])
         else:
             model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+        if halfway:
+            model.load_state_dict(torch.load(self.work / key / HALFWAY, weights_only=True))
         return model.to(self.device).eval().requires_grad_(False)
 
     def compared(self, model: nn.Module, task: TrainingTask, test: InMemoryLoader) -> dict[str, float]:
@@ -176,7 +212,9 @@ class Worker:
         if not isinstance(task, LogitDistillationTask):
             alone = predict(model, test)
             return {'ece': calibration_error(alone.logits, alone.labels)}
-        teacher, student = (predict(m, test, [self.last_boundary(m)]) for m in (task.teacher.model, model))
+        known = task.teacher.model
+        known = known.known if isinstance(known, Remembered) else known
+        teacher, student = (predict(m, test, [self.last_boundary(m)]) for m in (known, model))
         agree = teacher.logits.argmax(1) == student.logits.argmax(1)
         return {'ece': calibration_error(student.logits, student.labels),
                 'kl': kl_divergence(teacher.logits, student.logits).item(),
@@ -189,11 +227,12 @@ class Worker:
         return default_boundaries(teacher_boundaries(model, self.size, named)[0])[-1]
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where a run was made."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
-    if device.type == 'cpu' and Path('/proc/cpuinfo').exists():
-        name = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
-                     if line.startswith('model name')), name)
-    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
-            'sf_teacher': sf_teacher.__version__}
+def said_to(run: Run) -> str:
+    """A name for what a student's teacher says: the same for students that see the same batches of the same teacher."""
+    same = ('teacher', 'halfway', 'classes', 'per_class', 'validation', 'size', 'batch_size', 'train')
+    text = json.dumps([run.seed, [run.settings.get(name) for name in same]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _trace(result: dict[str, Any]) -> Any:
+    return result.get('curve') or result['train_loss']

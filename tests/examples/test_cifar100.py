@@ -20,7 +20,8 @@ from sf_teacher.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'examples' / 'cifar100'
-PROTOCOLS = sorted(path.stem for path in FOLDER.glob('*.yaml'))
+QUEUE = 'queue'
+PROTOCOLS = sorted(path.stem for path in FOLDER.glob('*.yaml') if path.stem != QUEUE)
 TINY = {
     'about': 'tiny', 'results': 'tiny', 'classes': [1, 4], 'per_class': 8, 'batch_size': 8, 'seeds': [3],
     'train': {'epochs': 3, 'lr': 0.05},
@@ -36,10 +37,11 @@ BY_NAME = {**TINY, 'arms': {'standard': {}}, 'pairs': {'by name': {
 
 @pytest.fixture(scope='module')
 def modules():
-    """protocol, nets and results of the example, imported as its scripts import them."""
+    """The modules of the example, imported as its scripts import them."""
     sys.path.insert(0, str(FOLDER))
     try:
-        yield {name: importlib.import_module(name) for name in ('protocol', 'nets', 'results')}
+        yield {name: importlib.import_module(name)
+               for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'worker', 'results', 'chosen')}
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -85,7 +87,7 @@ def test_protocols_can_be_read_and_their_settings_are_checked(modules, name):
             METHODS[arm.method](**arm.options)
     if 'SFTN' in protocol.arms:     # "SFTN" without more is what a user gets
         assert METHODS['sftn'](**protocol.arms['SFTN'].options) == sf_teacher.SFTN()
-    keys = [run.key for phase in modules['protocol'].chains(protocol) for chain in phase for run in chain]
+    keys = [run.key for chain in modules['plan'].chains(protocol) for run in chain]
     assert len(set(keys)) == len(keys)
 
 
@@ -95,12 +97,12 @@ def test_pairs_that_share_a_student_or_a_teacher_share_its_runs(modules, tmp_pat
              'b': {'teacher': {'name': 'resnet18'}, 'student': student},
              'c': {'teacher': {'name': 'resnet18'}, 'student': other}}
     (tmp_path / 'shared.yaml').write_text(yaml.safe_dump({**BY_NAME, 'pairs': pairs}))
-    (first, second) = modules['protocol'].chains(modules['protocol'].read(tmp_path / 'shared.yaml'))
-    runs = [run for chain in first for run in chain]
-    assert not second and len({run.key for run in runs}) == len(runs)
+    chains = modules['plan'].chains(modules['protocol'].read(tmp_path / 'shared.yaml'))
+    runs = [run for chain in chains for run in chain]
+    assert len({run.key for run in runs}) == len(runs)
     assert sum(run.kind == 'teacher' for run in runs) == 2      # resnet10t and resnet18
     assert sum(run.arm == 'alone' for run in runs) == 2         # each student once
-    for chain in first:     # a student comes after its teacher, in the same chain
+    for chain in chains:     # a student comes after its teacher, in the same chain
         keys = [run.key for run in chain]
         assert all(run.settings.get('teacher', keys[0]) in keys[:i + 1] for i, run in enumerate(chain))
 
@@ -124,7 +126,7 @@ def test_networks_have_the_parameters_that_the_benchmarks_report(modules, name, 
 
 def test_every_run_is_a_file_that_says_what_was_done(finished, modules, tiny):
     protocol = modules['protocol'].read(tiny / 'tiny.yaml')
-    runs = [run for phase in modules['protocol'].chains(protocol) for chain in phase for run in chain]
+    runs = [run for chain in modules['plan'].chains(protocol) for run in chain]
     assert set(finished) == {run.key for run in runs} and len(runs) == 2 * 3 + 2
     for planned in runs:
         result = finished[planned.key]
@@ -191,9 +193,12 @@ def test_results_are_made_of_the_json_files_alone(modules):
 
 
 def test_every_result_belongs_to_a_protocol(modules):
-    planned = {f'{protocol.results}/{run.key}.json' for name in PROTOCOLS
-               for protocol in [modules['protocol'].read(FOLDER / f'{name}.yaml')]
-               for phase in modules['protocol'].chains(protocol) for chain in phase for run in chain}
+    planned = set()
+    for name in PROTOCOLS:
+        protocol = modules['protocol'].read(FOLDER / f'{name}.yaml')
+        known = modules['chosen'].results_of(protocol)
+        planned |= {f'{protocol.results}/{run.key}.json' for part in ('select', 'report')
+                    for chain in modules['plan'].chains(protocol, known, part) for run in chain}
     found = {f'{path.parent.name}/{path.name}' for path in (FOLDER / 'results').glob('*/*.json')}
     assert found and found <= planned
 
@@ -204,3 +209,159 @@ def test_verdicts(modules):
     assert verdict([-1., -1.1, -0.9]).endswith('loss')
     assert verdict([1., -1., 0.2]).endswith('no gain')
     assert verdict([1.]) == '+1.00 (1 seed)' and verdict([1., 2.]) == '+1.50 (2 seeds)' and verdict([]) == '-'
+
+
+CHOSEN = {
+    **TINY, 'results': 'chosen', 'per_class': 4, 'validation': 3, 'student_per_class': 9, 'unlabelled': True,
+    'temperatures': [2, 8], 'selection_seeds': [100], 'seeds': [0], 'students': 2,
+    'kd': {'task_loss_weight': 0., 'distill_loss_weight': 1.}, 'batch_size': 4,
+    'train': {'epochs': 2, 'lr': 0.05, 'channels_last': True, 'amp': True, 'amp_dtype': 'bfloat16'},
+    'pairs': {'by name': {'teacher': {'name': 'test_resnet', 'channels': [16, 24, 24, 48]},
+                          'student': {'name': 'test_efficientnet'}, 'branch': {'name': 'test_resnet'}}},
+    'arms': {'standard': {}, 'half-way': {'halfway': True}, 'dkd': {'loss': 'dkd'}, 'cutmix': {'train': {'cutmix': 1.}},
+             'ema': {'train': {'model_ema': True, 'model_ema_decay': 0.9}},
+             'more': {'after': 'standard', 'train': {'epochs': 1}}, 'best': {'best_of': ['standard', 'half-way']}}}
+
+
+@pytest.fixture(scope='module')
+def chosen(tiny):
+    (tiny / 'chosen.yaml').write_text(yaml.safe_dump(CHOSEN, sort_keys=False))
+    run(tiny, 'chosen', 'chosen')
+    return read(tiny, 'chosen')
+
+
+def read(folder, work):
+    return {path.stem: json.loads(path.read_text()) for path in (folder / f'results-{work}' / 'chosen').glob('*.json')}
+
+
+def test_what_chooses_is_never_what_is_reported(modules, chosen, tiny):
+    protocol, plan = modules['protocol'].read(tiny / 'chosen.yaml'), modules['plan']
+    parts = {part: {r.key for chain in plan.chains(protocol, chosen, part) for r in chain}
+             for part in ('select', 'report')}
+    assert not parts['select'] & parts['report'] and parts['select'] | parts['report'] == set(chosen)
+    assert {chosen[key]['seed'] for key in parts['select']} == {100}
+    assert {chosen[key]['seed'] for key in parts['report']} == {0, 1000}
+    choices = plan.choose(protocol, chosen)
+    other = {key: {**result, 'top1': 100 - result['top1']} for key, result in chosen.items()}
+    assert plan.choose(protocol, other) == choices      # test images choose nothing
+    assert plan.choose(protocol, {key: chosen[key] for key in parts['select']}) == choices      # nor do other seeds
+    assert choices['by name', 'own', 'best'] in (
+        choices['by name', 'own', 'standard'], choices['by name', 'own', 'half-way'])
+    for arm in ('standard', 'best'):
+        temperatures = {r.settings['kd']['temperature']
+                        for r in plan.reported_runs(protocol, 'by name', arm, 0, choices)}
+        assert temperatures == {choices['by name', 'own', arm].temperature}
+    assert not plan.reported_runs(protocol, 'by name', 'standard', 0, {})       # before anything has been chosen
+
+
+def test_images_that_choose_are_trained_on_by_nobody(modules):
+    labels = torch.arange(5).repeat(12)
+    for per_class in (None, 4, 9):
+        train, held_out = modules['images'].divided(labels, (1, 4), per_class, 3)
+        assert not set(train.tolist()) & set(held_out.tolist())
+        assert len(held_out) == 9 and len(train) == 3 * (per_class or 9)
+        assert min(held_out.tolist()) > max(train.tolist())
+        assert set(labels[train].tolist()) == set(labels[held_out].tolist()) == {1, 2, 3}
+    with pytest.raises(SystemExit, match='too few'):
+        modules['images'].divided(labels, (1, 4), 10, 3)
+
+
+@pytest.mark.parametrize('name', PROTOCOLS)
+def test_seeds_that_choose_are_not_reported(modules, name):
+    protocol = modules['protocol'].read(FOLDER / f'{name}.yaml')
+    assert not set(protocol.seeds) & set(protocol.selection_seeds)
+    assert bool(protocol.temperatures) == bool(protocol.validation) == bool(protocol.selection_seeds)
+    assert max(protocol.seeds) < modules['plan'].NESTED
+
+
+def test_students_without_labels_see_none(modules, chosen, tiny):
+    settings = next(r['settings'] for r in chosen.values() if r['kind'] == 'student' and r['arm'] == 'standard')
+    assert settings['unlabelled'] and settings['kd']['task_loss_weight'] == 0 and settings['per_class'] == 9
+    images = torch.zeros(60, 3, 32, 32, dtype=torch.uint8), torch.arange(5).repeat(12)
+    split = modules['images'].Split({'train': images, 'test': images}, settings, torch.device('cpu'))
+    assert {int(t) for _, target in split.training(0) for t in target} == {0}
+    assert {int(t) for _, target in split.evaluation('validation') for t in target} == {0, 1, 2}
+
+
+def test_what_a_teacher_said_is_remembered_bit_for_bit(chosen, tiny):
+    settings = {**CHOSEN, 'temperatures': [8], 'arms': {'standard': {}, 'half-way': {'halfway': True}}}
+    (tiny / 'one.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
+    for arm in ('standard', 'half-way'):        # one student a chain: the teacher is asked every time
+        done = subprocess.run([*command(tiny, f'one-{arm}', 'one'), '--arms', *{'standard', arm}], cwd=tiny,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    asked = {**read(tiny, 'one-standard'), **read(tiny, 'one-half-way')}
+    same = [key for key in asked if key in chosen and asked[key]['kind'] == 'student' and asked[key]['seed'] == 100]
+    assert len(same) == 2
+    for key in same:
+        assert all(asked[key][name] == chosen[key][name] for name in ('train_loss', 'top1', 'validation_top1', 'kl'))
+
+
+def test_an_average_of_the_weights_is_what_students_learn_from(chosen):
+    standard, ema = (next(r for r in chosen.values() if r['kind'] == 'teacher' and r['arm'] == arm and r['seed'] == 0)
+                     for arm in ('standard', 'ema'))
+    assert standard['train_loss'] == ema['train_loss'] and standard['ece'] != ema['ece']
+
+
+def test_the_scheduler_killed_alone_leaves_nothing_behind_and_goes_on(chosen, tiny):
+    process = subprocess.Popen(command(tiny, 'alone-killed', 'chosen'), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, cwd=tiny)
+    results = tiny / 'results-alone-killed' / 'chosen'
+    while not list(results.glob('*.json')) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()      # its workers are not told
+    process.wait()
+    time.sleep(2)
+    run(tiny, 'alone-killed', 'chosen')
+    assert {key: r['train_loss'] for key, r in read(tiny, 'alone-killed').items()} == {
+        key: r['train_loss'] for key, r in chosen.items()}
+
+
+def test_a_queue_is_worked_off_in_order_and_a_failure_stops_nothing_else(chosen, tiny, modules):
+    arms = {**CHOSEN['arms'], 'wrong': {'method': 'sftn', 'boundaries': [['nowhere', 'nowhere']]}}
+    (tiny / 'faulty.yaml').write_text(yaml.safe_dump({**CHOSEN, 'arms': arms}, sort_keys=False))
+    queue = [{'protocol': 'faulty', 'part': 'select', 'arms': ['wrong', 'dkd']},
+             {'protocol': 'faulty', 'part': 'report', 'arms': ['dkd'], 'seeds': [0]}]
+    (tiny / 'queue.yaml').write_text(yaml.safe_dump({'queue': queue}))
+    done = subprocess.run(command(tiny, 'queue', 'queue'), cwd=tiny, capture_output=True, text=True)
+    assert done.returncode == 1 and 'nowhere' in done.stdout
+    lines = [line for line in done.stdout.splitlines() if '[dkd]' in line and ' seed ' in line]
+    assert [line.split(' seed ')[1].split()[0] for line in lines] == ['100'] * 3 + ['0', '0', '1000']
+    (tiny / 'queue.yaml').write_text(yaml.safe_dump({'queue': [{'protocol': 'faulty', 'arms': ['nothing']}]}))
+    with pytest.raises(SystemExit, match='faulty has no nothing'):
+        modules['scheduler'].stages_of(tiny / 'queue.yaml', None, None, modules['protocol'].read)
+
+
+def test_the_committed_queue_can_be_read(modules):
+    stages = modules['scheduler'].stages_of(FOLDER / f'{QUEUE}.yaml', None, None, modules['protocol'].read)
+    assert stages[0].part == 'select' and {stage.protocol.results for stage in stages} == {'few_labels', 'all_images'}
+
+
+def test_gains_respect_the_nesting(modules):
+    module = modules['chosen']
+
+    def row(*accuracies):
+        return module.Row(None, {}, {seed: [{'top1': a} for a in each] for seed, each in enumerate(accuracies)})
+
+    standard = row((50., 52.), (40., 42.), (45., 45.))
+    assert module.nested_gains(row((52., 52.), (43., 43.), (47., 45.)), standard) == [1., 2., 1.]
+    assert module.nested_gains(row((52., 52.)), standard) == [1.] and module.nested_gains(standard, None) == []
+    assert module.gain([1., 1.1, 0.9]).endswith('] gain') and module.gain([1., -1., 0.2]).endswith('no gain')
+    assert module.gain([1.]) == '+1.00 (1 teacher)' and module.gain([1., 2.]) == '+1.50 (2 teachers)'
+
+
+@pytest.mark.parametrize('loss', ['dkd', 'logit_standardisation'])
+def test_rival_losses_vanish_where_student_and_teacher_agree(modules, loss):
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 6, 5, generator=generator)
+    target, rival = torch.arange(6) % 5, modules['rivals'].LOSSES[loss]
+    assert rival(teacher, teacher, target, 4.).abs() < 1e-5 < rival(student, teacher, target, 4.)
+    if loss == 'logit_standardisation':     # neither shift nor scale matters
+        assert rival(3 * teacher + 1, teacher, target, 4.).abs() < 1e-5
+    else:       # its parts with weights 1 and 1, the second times the teacher's mass off the target, are the divergence
+        p, q = (z.div(4.).softmax(1) for z in (teacher, student))
+        of = torch.arange(6), target
+        other = 1 - p[of]
+        binary = p[of] * (p[of] / q[of]).log() + other * (other / (1 - q[of])).log()
+        kl = (p * (p / q).log()).sum(1)
+        assert rival(student, teacher, target, 4.).allclose((binary + 8 * (kl - binary) / other).mean() * 16, atol=1e-4)

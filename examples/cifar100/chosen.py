@@ -1,0 +1,236 @@
+"""The results of protocols whose settings were chosen on validation images: nested seeds, tables, the gain's figure."""
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plan import Choice, Result, choose, reported_runs, teacher_run
+from protocol import ALONE, STANDARD, Protocol, read
+
+from sf_teacher.analysis.similarity import interval
+
+HERE = Path(__file__).resolve().parent
+CHOSEN = ('few_labels_25', 'few_labels', 'few_labels_100', 'all_images', 'few_images_5', 'few_images', 'few_images_25')
+FIGURES = {     # protocols of one figure, and what lies along its axis
+    'few_labels': (CHOSEN[:3], 'labelled images of each class for the teacher', 'per_class'),
+    'few_images': (CHOSEN[4:], 'images of each class for the student', 'student_per_class')}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of an arm for a student.
+
+    Args:
+        choice: What the validation images chose; None for students that learn alone.
+        teachers: The teacher's result by seed.
+        students: The students' results by the seed of their teacher; a seed counts when all of them are done.
+    """
+    choice: Choice | None
+    teachers: dict[int, Result]
+    students: dict[int, list[Result]]
+
+
+def results_of(protocol: Protocol) -> dict[str, Result]:
+    """What is done, by key."""
+    return {path.stem: json.loads(path.read_text()) for path in (HERE / 'results' / protocol.results).glob('*.json')}
+
+
+def rows(protocol: Protocol, done: dict[str, Result], pair: str, student: str) -> dict[str, Row]:
+    """By arm, those that have a choice or a result."""
+    choices = choose(protocol, done)
+    found = {}
+    for name in (ALONE, *protocol.arms):
+        choice = choices.get((pair, student, name))
+        teachers, students = {}, {}
+        for seed in protocol.seeds:
+            runs = [run for run in reported_runs(protocol, pair, name, seed, choices) if run.student == student]
+            if runs and all(run.key in done for run in runs):
+                students[seed] = [done[run.key] for run in runs]
+                if choice:
+                    teachers[seed] = done[teacher_run(protocol, pair, choice.arm, seed).key]
+        if choice or students:
+            found[name] = Row(choice, teachers, students)
+    return found
+
+
+def nested_gains(row: Row, against: Row | None) -> list[float]:
+    """One difference for each teacher that both have: the mean over its students, which are paired by their seed."""
+    if against is None:
+        return []
+    return [statistics.fmean(mine['top1'] - theirs['top1'] for mine, theirs in zip(
+            row.students[seed], against.students[seed], strict=True)) for seed in row.students
+            if seed in against.students]
+
+
+def gain(values: Sequence[float]) -> str:
+    """Mean and 95 % interval of paired t over the teachers; no interval of one or two."""
+    if not values:
+        return '-'
+    mean, half = interval(values)
+    if len(values) < 3:
+        return f'{mean:+.2f} ({len(values)} teacher{"s" * (len(values) > 1)})'
+    kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
+    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] {kind}'
+
+
+def _mean(values: Iterable[float], digits: int = 2) -> str:
+    known = list(values)
+    spread = f' ± {statistics.stdev(known):.{digits}f}' if len(known) > 1 else ''
+    return f'{statistics.fmean(known):.{digits}f}{spread}' if known else '-'
+
+
+def _minutes(results: Iterable[Result]) -> str:
+    """CPU time of a run, or its wall time where that is not known, and the wall time."""
+    known = list(results)
+    if not known:
+        return '-'
+    return ' / '.join(f'{statistics.fmean(r.get(name, r["seconds"]) for r in known) / 60:.1f}'
+                      for name in ('cpu_seconds', 'seconds'))
+
+
+def _name(protocol: Protocol, name: str, row: Row) -> str:
+    if name == ALONE:
+        return 'none (student alone)'
+    return f'{name}: {row.choice.arm}' if row.choice and protocol.arms[name].best_of else name
+
+
+def table(protocol: Protocol, found: dict[str, Row]) -> str:
+    """What is reported: one row an arm."""
+    head = ('teacher', 'T', 'teachers × students', "teacher's epochs", 'teacher, %', 'student, validation, %',
+            'student, test, %', 'gain over the standard teacher', 'teacher, CPU / wall minutes',
+            'student, CPU / wall minutes')
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for name, row in found.items():
+        if not row.students:
+            continue
+        students = [r for each in row.students.values() for r in each]
+        of_teacher = [[r[key] for r in each] for each in row.students.values() for key in ('top1',)]
+        against = protocol.arms[name].against if name != ALONE else STANDARD
+        difference = '' if name == STANDARD else gain(nested_gains(row, found.get(STANDARD)))
+        if against != STANDARD:
+            difference += f'; over "{against}": {gain(nested_gains(row, found.get(against)))}'
+        teachers = list(row.teachers.values())
+        lines.append('| ' + ' | '.join([
+            _name(protocol, name, row), f'{row.choice.temperature:g}' if row.choice else '-',
+            f'{len(row.students)} × {len(students) // len(row.students)}',
+            '-' if not teachers else str(teachers[0]['settings']['train']['epochs']),
+            _mean(t['top1'] for t in teachers), _mean(r['validation_top1'] for r in students),
+            _mean(statistics.fmean(each) for each in of_teacher), difference, _minutes(teachers),
+            _minutes(students)]) + ' |')
+    return '\n'.join(lines)
+
+
+def selection_table(protocol: Protocol, found: dict[str, Row]) -> str:
+    """What the validation images chose among."""
+    shown = {name: row for name, row in found.items() if row.choice and not protocol.arms[name].best_of}
+    if not shown:
+        return ''
+    head = ('teacher', *(f'T = {t:g}' for t in protocol.temperatures))
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for name, row in shown.items():
+        cells = [f'**{v:.2f}**' if t == row.choice.temperature else f'{v:.2f}'       # type: ignore[union-attr]
+                 for t, v in row.choice.validation.items()]     # type: ignore[union-attr]
+        lines.append('| ' + ' | '.join([name, *cells]) + ' |')
+    return '\n'.join(lines)
+
+
+def section(name: str) -> str:
+    """A protocol's part of RESULTS.md; empty where nothing has been run."""
+    protocol = read(HERE / f'{name}.yaml')
+    done, parts = results_of(protocol), []
+    for pair, spec in protocol.pairs.items():
+        for student in ('own', *spec.others):
+            found = rows(protocol, done, pair, student)
+            title = pair if student == 'own' else f'{pair}, student {student} (not the branch)'
+            selected, reported = selection_table(protocol, found), any(row.students for row in found.values())
+            if not selected and not reported:
+                continue
+            missing = [arm for arm in protocol.arms if arm not in found or not found[arm].students]
+            parts.append('\n\n'.join(filter(None, [
+                f'### {title}', table(protocol, found) if reported else '',
+                f'Not reported yet: {"; ".join(missing)}.' if missing else '',
+                'Student on the validation images, by temperature (selection seeds '
+                f'{", ".join(map(str, protocol.selection_seeds))}; what was chosen is bold):' if selected else '',
+                selected])))
+    if not parts:
+        return ''
+    first, end = protocol.classes
+    images = protocol.student_per_class or protocol.per_class or 500 - protocol.validation
+    labels = f'{images} images of each {"without labels" if protocol.unlabelled else "with their labels"}'
+    student = {**protocol.train, **protocol.student}
+    return f'''## `{name}.yaml`
+
+{protocol.about}
+
+CIFAR-100, classes {first} to {end - 1}, {protocol.size} px, batches of {protocol.batch_size}. Teachers:
+{protocol.per_class or 500 - protocol.validation} labelled images of each class, {protocol.train["epochs"]} epochs
+unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. Accuracy of the last epoch. Test images
+choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by students of the selection seeds on
+{protocol.validation} held-out training images of each class; the seeds that are reported are others, the same for
+every arm. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
+teachers. ± is the standard deviation over teachers, for the validation images over students.
+
+''' + '\n\n'.join(parts) + '\n'
+
+
+def gains_by_size(names: Sequence[str], size: str) -> dict[str, dict[str, list[tuple[int, list[float]]]]]:
+    """By pair and arm: gains over the standard teacher, teacher by teacher, for each size of the data."""
+    found: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
+    for name in names:
+        protocol = read(HERE / f'{name}.yaml')
+        done = results_of(protocol)
+        for pair, spec in protocol.pairs.items():
+            for student in ('own', *spec.others):
+                known = rows(protocol, done, pair, student)
+                for arm, row in known.items():
+                    if arm not in (ALONE, STANDARD) and (values := nested_gains(row, known.get(STANDARD))):
+                        title = pair if student == 'own' else f'{pair}, {student}'
+                        found.setdefault(title, {}).setdefault(arm, []).append((getattr(protocol, size), values))
+    return found
+
+
+def figure(name: str) -> bool:
+    """Gain over the standard teacher at its own best temperature against the size of the data; whether there is one."""
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    names, label, size = FIGURES[name]
+    found = gains_by_size(names, size)
+    if not found:
+        return False
+    fig, axes = plt.subplots(1, len(found), figsize=(1.5 + 5.5 * len(found), 4.5), layout='constrained', squeeze=False,
+                             sharey=True)
+    arms = list(dict.fromkeys(arm for each in found.values() for arm in each))
+    sizes = sorted({x for each in found.values() for points in each.values() for x, _ in points})
+    for ax, (pair, each) in zip(axes[0], found.items(), strict=True):
+        for arm, points in each.items():
+            i = arms.index(arm)
+            xs = [x * 1.02 ** (i - (len(arms) - 1) / 2) for x, _ in points]
+            halves = [interval(values)[1] if len(values) > 2 else math.nan for _, values in points]
+            ax.errorbar(xs, [statistics.fmean(values) for _, values in points], yerr=halves, marker='o', capsize=3,
+                        color=f'C{i % 10}', linestyle='-' if i < 10 else '--', label=arm)
+        ax.axhline(0, color='black', linewidth=0.8)
+        ax.set(title=pair, xlabel=label, xscale='log')
+        ax.set_xticks(sizes, list(map(str, sizes)), minor=False)
+        ax.minorticks_off()
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.legend(fontsize='x-small', frameon=False)
+    axes[0][0].set_ylabel("student's gain over the standard teacher,\n"
+                          'each at its own temperature, points (95 % interval)')
+    (HERE / 'figures').mkdir(exist_ok=True)
+    fig.savefig(HERE / 'figures' / f'gain_{name}.png', dpi=110)
+    plt.close(fig)
+    return True
+
+
+def document() -> str:
+    """The sections of all these protocols, and their figures."""
+    parts: list[Any] = [section(name) for name in CHOSEN]
+    figures = [f'![gain](figures/gain_{name}.png)\n' for name in FIGURES
+               if (HERE / 'figures' / f'gain_{name}.png').exists()]
+    return '\n'.join([*filter(None, parts), *figures])

@@ -1,0 +1,143 @@
+"""Images of a run: which are trained on, which choose and which are reported; and what a teacher says of them."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from nets import MEAN, STD
+from torch import nn
+
+from sf_teacher.files import write_atomically
+from sf_teacher.training.data import load_data
+from sf_teacher.training.in_memory import InMemoryLoader, load_images
+from sf_teacher.training.settings import DataConfig
+
+Images = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def load(source: DataConfig, cache: Path, size: int) -> Images:
+    """All images, decoded once: uint8 [N, 3, size, size] and labels [N] by split."""
+    path = cache / f'images-{size}-{hashlib.sha256(repr(source).encode()).hexdigest()[:8]}.pt'
+    if not path.exists():
+        data = load_data(source)
+        images = {split: load_images(part, (3, size, size))
+                  for split, part in (('train', data.train), ('test', data.validation))}
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(images, file))
+    return torch.load(path, mmap=True)
+
+
+def divided(labels: torch.Tensor, classes: tuple[int, int], per_class: int | None, validation: int) -> tuple[
+        torch.Tensor, torch.Tensor]:
+    """Indices of the training images and of the validation images: the first and the last ones of each class."""
+    train, held_out = [], []
+    for k in range(*classes):
+        own = (labels == k).nonzero()[:, 0]
+        end = len(own) - validation
+        if end <= 0 or (validation and per_class and per_class > end):
+            raise SystemExit(f'class {k} has {len(own)} images: too few for {per_class or 1} to train on and '
+                             f'{validation} to choose by')
+        train.append(own[:end][:per_class])
+        held_out.append(own[end:])
+    found = torch.cat(train)
+    return (found if per_class else found.sort()[0]), torch.cat(held_out)
+
+
+class Split:
+    """The images that a run sees.
+
+    Args:
+        images: All of them, by split, see `load`.
+        settings: Of the run: classes, per_class, validation, batch_size, unlabelled.
+        device: Where the batches are made.
+    """
+
+    def __init__(self, images: Images, settings: dict[str, Any], device: torch.device) -> None:
+        self.images, self.device, self.batch_size = images, device, settings['batch_size']
+        self.first, end = settings['classes']
+        self.num_classes, self.unlabelled = end - self.first, settings.get('unlabelled', False)
+        train, held_out = divided(
+            images['train'][1], (self.first, end), settings['per_class'], settings.get('validation', 0))
+        test, _ = divided(images['test'][1], (self.first, end), None, 0)
+        self.indices = {'train': ('train', train), 'validation': ('train', held_out), 'test': ('test', test)}
+
+    def training(self, seed: int, with_index: bool = False) -> InMemoryLoader:
+        """Shuffled, cropped and flipped batches; of images without labels every target is 0."""
+        pixels, labels = self._of('train')
+        targets = torch.zeros_like(labels) if self.unlabelled else labels
+        return InMemoryLoader(pixels, targets, self.batch_size, MEAN, STD, True, seed=seed, device=self.device,
+                              with_index=with_index)
+
+    def evaluation(self, name: str) -> InMemoryLoader:
+        """The images as they are, of ``"train"``, ``"validation"`` or ``"test"``."""
+        return InMemoryLoader(*self._of(name), 500, MEAN, STD, False, device=self.device)
+
+    def _of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        split, index = self.indices[name]
+        pixels, labels = self.images[split]
+        return pixels[index], labels[index] - self.first
+
+
+class Remembered(nn.Module):
+    """A frozen teacher that looks up what it said of a training batch, bit for bit what it would say again.
+
+    The students of a teacher and seed see the same batches in every run, whatever their temperature.
+
+    Args:
+        teacher: The teacher.
+        loader: The loader of the run, of which the next batch is always the one that was drawn last.
+        logits: Of each batch, in order, from the first epoch on: [epochs * batches, batch_size, classes].
+    """
+
+    def __init__(self, teacher: nn.Module, loader: Counted, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.known, self.loader, self.logits = teacher, loader, logits
+        self.pretrained_cfg = getattr(teacher, 'pretrained_cfg', {})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits[self.loader.drawn]
+
+
+class Counted:
+    """A loader that knows the number of its latest batch, counted from the first epoch on."""
+
+    def __init__(self, loader: InMemoryLoader) -> None:
+        self.loader, self.epoch, self.drawn = loader, 0, -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch, item in enumerate(self.loader):
+            self.drawn = self.epoch * len(self) + batch
+            yield item
+
+
+@torch.no_grad()
+def teacher_logits(
+        teacher: nn.Module,
+        loader: InMemoryLoader,
+        epochs: int,
+        path: Path,
+        autocast: Callable[[], Any],
+        channels_last: bool,
+) -> torch.Tensor:
+    """What a teacher says of every batch of every epoch, kept in a file."""
+    if not path.exists():
+        said = []
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            for images, _ in loader:
+                images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+                with autocast():
+                    said.append(teacher(images))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(torch.stack(said), file))
+    return torch.load(path)
