@@ -23,26 +23,30 @@ def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> 
     """Plan or run; the exported folder, on the first process."""
     from ..training.dry_run import describe
     from ..training.interruption import process_group
-    from ..training.signals import Interrupted
+    from ..training.signals import Interrupted, signals
 
     rank, processes = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     logging.basicConfig(format='%(message)s', level=logging.INFO if rank == 0 else logging.ERROR)
     try:
-        with process_group():
+        with signals() as stop, process_group():    # the command's own signals
             if args.dry_run:
                 text = describe(plan(config, decode=False))
                 if rank == 0:
                     print(text)
                 return None
             rows, folder = run(config)
-    except Interrupted as stop:
+    except (Exception, Interrupted) as error:
+        if not stop.signum and not isinstance(error, Interrupted):
+            raise
+        # an error after a signal follows from it, e.g. of a loading process that is gone
+        stopped = error if isinstance(error, Interrupted) else Interrupted(stop.signum, stop.where)
         file = Path(config.output) / 'config.yaml'
         launcher = ['sf-teacher'] if processes == 1 else [
             'torchrun', f'--nproc_per_node={processes}', '-m', 'sf_teacher']
         again = shlex.join([*launcher, args.command, '--config', str(file), '--resume'])
         if rank == 0:
-            print(f'sf-teacher: {stop}' + (f'. Continue with\n  {again}' if file.exists() else ''), file=sys.stderr)
-        raise SystemExit(128 + stop.signum) from None
+            print(f'sf-teacher: {stopped}' + (f'. Continue with\n  {again}' if file.exists() else ''), file=sys.stderr)
+        raise SystemExit(128 + stopped.signum) from None
     if folder is not None:
         top1 = rows[-1].get('eval_top1')
         print(f'{folder}: exported and verified' + (f', {top1:.2f} % on validation' if top1 is not None else ''))

@@ -423,7 +423,7 @@ class TestTeacherTraining:
         assert str(again) == str(box.criterion)
 
     @pytest.mark.parametrize(('change', 'message'), [
-        ({'method': {'kl': 3}}, r"SFTN has no setting 'kl'; it has teacher_weight"),
+        ({'method': {'kl': 3}}, r"SFTN has no setting 'kl'; there are teacher_weight"),
         ({'students': 'resnet_18'}, r"timm has no model 'resnet_18' \(given as student\)"),
         ({'input_size': [32, 32]}, r'input_size is \[channels, height, width\], got \[32, 32\]'),
         ({'export': {'mean': [0.5]}}, r'`export`: `folder` is missing, got mean'),
