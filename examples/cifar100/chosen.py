@@ -67,13 +67,18 @@ def nested_gains(row: Row, against: Row | None) -> list[float]:
             if seed in against.students]
 
 
-def gain(values: Sequence[float]) -> str:
-    """Mean and 95 % interval of paired t over the teachers; no interval of one or two."""
+def verdict(values: Sequence[float], of: str = 'seed') -> str:
+    """A gain or loss only where the 95 % interval of paired t excludes 0; no interval of one or two.
+
+    Args:
+        values: Paired differences.
+        of: What there is one value for each of.
+    """
     if not values:
         return '-'
     mean, half = interval(values)
     if len(values) < 3:
-        return f'{mean:+.2f} ({len(values)} teacher{"s" * (len(values) > 1)})'
+        return f'{mean:+.2f} ({len(values)} {of}{"s" * (len(values) > 1)})'
     kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
     return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] {kind}'
 
@@ -111,9 +116,9 @@ def table(protocol: Protocol, found: dict[str, Row]) -> str:
         students = [r for each in row.students.values() for r in each]
         of_teacher = [[r[key] for r in each] for each in row.students.values() for key in ('top1',)]
         against = protocol.arms[name].against if name != ALONE else STANDARD
-        difference = '' if name == STANDARD else gain(nested_gains(row, found.get(STANDARD)))
+        difference = '' if name == STANDARD else verdict(nested_gains(row, found.get(STANDARD)), 'teacher')
         if against != STANDARD:
-            difference += f'; over "{against}": {gain(nested_gains(row, found.get(against)))}'
+            difference += f'; over "{against}": {verdict(nested_gains(row, found.get(against)), "teacher")}'
         teachers = list(row.teachers.values())
         lines.append('| ' + ' | '.join([
             _name(protocol, name, row), f'{row.choice.temperature:g}' if row.choice else '-',

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import chosen
+from chosen import verdict
 from plan import student_runs
 from protocol import ALONE, STANDARD, Protocol, read
 
@@ -53,17 +54,6 @@ def gains(arms: Arms, arm: str, who: int, against: str = STANDARD) -> list[float
     reference = {s['seed']: (t, s) for t, s in arms.get(against, [])}
     return [pair[who]['top1'] - reference[pair[1]['seed']][who]['top1']       # type: ignore[index]
             for pair in arms[arm] if pair[1]['seed'] in reference and pair[who] is not None]
-
-
-def verdict(values: list[float]) -> str:
-    """A gain or loss only where the 95 % interval over the seeds excludes 0; no interval of one or two."""
-    if not values:
-        return '-'
-    mean, half = interval(values)
-    if len(values) < 3:
-        return f'{mean:+.2f} ({len(values)} seed{"s" * (len(values) > 1)})'
-    kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
-    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] {kind}'
 
 
 def table(protocol: Protocol, arms: Arms) -> str:

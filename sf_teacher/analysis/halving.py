@@ -72,8 +72,7 @@ def survivors(top1: dict[Candidate, float], baseline: str, count: int) -> list[C
 def finalists(candidates: Sequence[Candidate], done: Sequence[Rung], baseline: str) -> list[Candidate]:
     """The baseline's best candidate first, then the best others."""
     found = done[-1].top1 if done else dict.fromkeys(candidates, 0.)
-    own, *others = survivors(found, baseline, FINALISTS + 1)
-    return [own, *others]
+    return survivors(found, baseline, FINALISTS + 1)
 
 
 def seconds(budget: str) -> float:

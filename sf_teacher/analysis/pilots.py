@@ -46,7 +46,12 @@ class Pilots:
 
     def __init__(self, settings: StudentRun, data: Data, output: Path, like: str) -> None:
         self.settings, self.data, self.folder, self.like = settings, data, output / 'pilots', like
-        self.seconds = 0.       # of all pilots, those of an earlier run included
+        self._took: dict[Path, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Of all pilots that were asked for, each once, those of an earlier run included."""
+        return sum(self._took.values())
 
     def check(self, folders: Sequence[str]) -> None:
         """Build what the pilots of these teachers need, so that what cannot work is found before any training."""
@@ -69,7 +74,7 @@ class Pilots:
             row['seconds'] = time.monotonic() - began
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, lambda file: put_json(file, row))
-        self.seconds += row['seconds']
+        self._took[path] = row['seconds']
         return row
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:

@@ -5,7 +5,6 @@ import shutil
 import time
 
 import pytest
-import timm
 from huggingface_hub import close_session
 
 from sf_teacher import cli
@@ -22,12 +21,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
-    """A folder as export writes it for timm, of a model whose size is fixed."""
-    path = tmp_path_factory.mktemp('teacher')
-    model = timm.create_model('test_vit3', num_classes=runs.CLASSES, img_size=16, patch_size=4)
-    timm.models.save_for_hf(model, str(path), model_args=dict(num_classes=4, img_size=16, patch_size=4),
-                            safe_serialization=True, data_config=dict(input_size=(3, 16, 16)))
-    return path
+    return runs.fixed_size_teacher(tmp_path_factory.mktemp('teacher'))
 
 
 @pytest.fixture

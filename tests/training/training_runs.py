@@ -60,6 +60,14 @@ def needs_index(kind: str) -> bool:
     return kind in TEACHER_METHODS and METHODS[kind].needs_index
 
 
+def fixed_size_teacher(path: Path) -> Path:
+    """A folder as export writes it for timm, of a model whose size is fixed."""
+    model = timm.create_model('test_vit3', num_classes=CLASSES, img_size=16, patch_size=4)
+    timm.models.save_for_hf(model, str(path), model_args=dict(num_classes=4, img_size=16, patch_size=4),
+                            safe_serialization=True, data_config=dict(input_size=(3, 16, 16)))
+    return path
+
+
 def task(kind: str = 'teacher', model: str = 'test_resnet', **kwargs: Any) -> Any:
     """A task of each kind the loop serves: 'teacher' or a method's name, 'plain', 'distill'."""
     torch.manual_seed(0)
