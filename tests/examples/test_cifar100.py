@@ -346,8 +346,9 @@ def test_gains_respect_the_nesting(modules):
     standard = row((50., 52.), (40., 42.), (45., 45.))
     assert module.nested_gains(row((52., 52.), (43., 43.), (47., 45.)), standard) == [1., 2., 1.]
     assert module.nested_gains(row((52., 52.)), standard) == [1.] and module.nested_gains(standard, None) == []
-    assert module.gain([1., 1.1, 0.9]).endswith('] gain') and module.gain([1., -1., 0.2]).endswith('no gain')
-    assert module.gain([1.]) == '+1.00 (1 teacher)' and module.gain([1., 2.]) == '+1.50 (2 teachers)'
+    assert module.verdict([1., 1.1, 0.9]).endswith('] gain') and module.verdict([1., -1., 0.2]).endswith('no gain')
+    assert module.verdict([1.], 'teacher') == '+1.00 (1 teacher)'
+    assert module.verdict([1., 2.], 'teacher') == '+1.50 (2 teachers)'
 
 
 @pytest.mark.parametrize('loss', ['dkd', 'logit_standardisation'])
