@@ -127,14 +127,6 @@ def test_what_yaml_cannot_hold():
         to_yaml(TeacherRun(model_kwargs={'act_layer': object()}))
 
 
-@pytest.mark.parametrize('values', [
-    dict(workers=100000), dict(batch_size=10 ** 9), dict(input_size=(3, 10 ** 6, 9)), dict(epochs=10 ** 12),
-    dict(seed=-1)], ids=str)
-def test_numbers_beyond_all_reason(values):
-    with pytest.raises(SettingError, match='must be a'):
-        TeacherRun(**values)
-
-
 def test_options_are_read_without_pydantic():
     """So that --help is quick."""
     code = "import sys, sf_teacher.training.settings as s; assert s.TrainConfig; assert 'pydantic' not in sys.modules"

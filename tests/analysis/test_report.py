@@ -216,25 +216,6 @@ def test_grey_teachers(tmp_path):
     assert len(result['pilots'][f'{folder} at T = 4']) == 2
 
 
-@pytest.mark.parametrize(('kwargs', 'message'), [
-    (dict(teachers=()), 'no teacher: give the exported folder of at least one'),
-    (dict(output=''), 'no output: give the folder for report.json'),
-    (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
-    (dict(seeds=1), r'^ReportRun\(seeds=1\): seeds must be a whole number >= 2'),
-    (dict(kd_temperature=2.), r'kd_temperature=2.0 is a setting of distill: give the temperatures of'),
-    (dict(temperatures=()), 'temperatures is empty: give at least one'),
-    (dict(budget='soon'), "budget='soon' must be a time such as 90s, 20m or 2h"),
-    (dict(teacher='x'), "teacher='x' is a setting of distill: give the teachers of a report as `teachers`"),
-    (dict(student=''), 'no student: give the timm name of one'),
-])
-def test_report_refuses(kwargs, message, teachers, tmp_path):
-    data = str(runs.folder(tmp_path / 'data'))
-    good = dict(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, output=str(tmp_path / 'out'))
-    with pytest.raises(SFTeacherError, match=message):
-        report(ReportRun(**{**good, **kwargs}))
-    assert not (tmp_path / 'out').exists()
-
-
 def test_report_of_teachers_of_different_sizes(teachers, tmp_path):
     model = timm.create_model('test_resnet', num_classes=4)
     other = str(sf_teacher.export(model, tmp_path / 'other', input_size=(3, 32, 32), mean=0.5, std=0.5))

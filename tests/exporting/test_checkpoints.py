@@ -115,34 +115,6 @@ def test_another_model_is_told_in_three_lines(state, message, tmp_path):
     assert torch.equal(model.fc.weight, build().fc.weight)
 
 
-class Foreign:
-    pass
-
-
-@pytest.mark.parametrize('content, message', [
-    ({'state_dict': {'weight': torch.ones(1)}, 'hyper_parameters': Foreign()},
-     r'it holds more than tensors and plain values \(.*Foreign\).*save the weights alone'),
-    ({'epoch': 3}, r'holds no state_dict but a dict of epoch\. The weights may be there directly, or under'),
-    ([torch.ones(1)], r'holds no state_dict but a list of nothing'),
-])
-def test_what_is_no_checkpoint(content, message, tmp_path):
-    torch.save(content, tmp_path / 'file.pth')
-    with pytest.raises(SFTeacherError, match=message):
-        load_checkpoint(build(), tmp_path / 'file.pth')
-
-
-def test_what_is_no_file(tmp_path):
-    (tmp_path / 'text.pth').write_text('text')
-    (tmp_path / 'text.safetensors').write_text('text')
-    for name in ('text.pth', 'text.safetensors'):
-        with pytest.raises(SFTeacherError, match=r'cannot be loaded: it is damaged, or no file of'):
-            load_checkpoint(build(), tmp_path / name)
-    with pytest.raises(SFTeacherError, match=r'is a folder\. If it is a sharded checkpoint, .*dcp_to_torch'):
-        load_checkpoint(build(), tmp_path)
-    with pytest.raises(SFTeacherError, match='there is no checkpoint at'):
-        load_checkpoint(build(), tmp_path / 'nowhere.pth')
-
-
 @pytest.fixture
 def one_rank(tmp_path):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)

@@ -89,22 +89,6 @@ def test_students_by_name_need_weights(tmp_path, monkeypatch):
     assert task.branches.scale is None      # the test models' teacher has the same mean and standard deviation
 
 
-@pytest.mark.parametrize('call,message', [
-    (lambda t: sf_teacher.wrap(t, method='aid', input_size=SIZE), r'AID needs one trained student, got 0: wrap\('),
-    (lambda t: sf_teacher.wrap(t, [t, t], method='aid', input_size=SIZE), r'AID needs one trained student, got 2'),
-    (lambda t: sf_teacher.wrap(t, model('test_resnet', 1, 7), method='aid', input_size=SIZE),
-     r'student ResNet has 7 classes and the teacher 5: give one that was trained on the same data'),
-    (lambda t: sf_teacher.wrap('test_resnet', t, method='aid', num_classes=5, input_size=SIZE),
-     r"AID needs a trained teacher, and 'test_resnet' would have random weights"),
-    (lambda t: AID(temperature=0), r'AID\(temperature=0\): temperature must be a finite number > 0'),
-    (lambda t: sf_teacher.wrap(t, timm.create_model('vit_tiny_patch16_224', num_classes=5), method='aid',
-                               input_size=SIZE),
-     r'VisionTransformer does not run on one image of input_size=\(3, 32, 32\)'),
-])
-def test_bad_input(call, message):
-    with pytest.raises(SFTeacherError, match=message):
-        call(model('test_resnet', 0))
-
 
 def test_the_mean_and_deviation_given_for_a_run_are_those_the_student_is_served_from(tmp_path, monkeypatch):
     from ..adapters.torchdistill_runs import quick_check

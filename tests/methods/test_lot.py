@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 import sf_teacher
-from sf_teacher import SFTeacherError
 from sf_teacher.methods.lot import LoT
 
 SIZE = (3, 32, 32)
@@ -53,15 +52,3 @@ def test_the_given_students_are_copied_and_start_where_they_were():
     assert not any(torch.equal(p, before[k]) for k, p in held.named_parameters() if p.ndim > 1)
     assert losses['branch_output'].keys() == {'student0'} and 'student0: EfficientNet, whole' in repr(task)
 
-
-@pytest.mark.parametrize('call,message', [
-    (lambda: sf_teacher.wrap(model('test_resnet', 0), method='lot', input_size=SIZE), r'LoT needs a student: wrap\('),
-    (lambda: sf_teacher.wrap(model('test_resnet', 0), model('test_resnet', 1, 7), method='lot', input_size=SIZE),
-     r'student ResNet has 7 classes and the teacher 5: build both with the same num_classes'),
-    (lambda: sf_teacher.wrap(model('test_resnet', 0), 'test_resnet', method='lot', input_size=SIZE,
-                             boundaries=['layer1']), r'LoT attaches nothing at boundaries'),
-    (lambda: LoT(temperature=-1), r'LoT\(temperature=-1\): temperature must be a finite number > 0'),
-])
-def test_bad_input(call, message):
-    with pytest.raises(SFTeacherError, match=message):
-        call()

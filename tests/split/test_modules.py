@@ -12,31 +12,10 @@ from torch import nn
 import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
 from sf_teacher.split.clones import perturbed_weights
-from sf_teacher.split.split_points import student_boundaries
 from sf_teacher.split.teacher_taps import forward_with_maps
 from sf_teacher.split.trace import dummy_image
-from tests.split.family_checks import check_step, check_tail, unchanged
-
-SIZE = (3, 32, 32)
-
-
-class Plain(nn.Module):
-    """A network as a user writes one: a shared activation, in-place addition and a functional pool."""
-
-    def __init__(self, classes=10, width=8):
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.relu = nn.ReLU(inplace=True)
-        self.first = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
-        self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.head = nn.Linear(2 * width, classes)
-
-    def forward(self, x):
-        x = self.relu(self.stem(x))
-        y = self.first(x)
-        y += x
-        x = self.relu(self.second(self.relu(y)))
-        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+from tests.split.family_checks import check_step, unchanged
+from tests.split.own_models import SIZE, Plain, net, tails_of
 
 
 class Sequence(nn.Module):
@@ -59,13 +38,6 @@ def cifar_net(name):
         'wide_resnet': lambda: wide_resnet.wide_resnet(10, 1, 0., 10, False, False),
         'densenet': lambda: densenet.densenet_bc_k12_depth100(num_classes=10),
     }[name]()
-
-
-def tails_of(student, names, size=SIZE):
-    boundaries, trace = student_boundaries(student, size, names)
-    for boundary in boundaries:
-        check_tail(student, boundary, trace, size)
-    return boundaries
 
 
 @pytest.mark.parametrize('build,pairs', [
@@ -250,166 +222,6 @@ def test_batch_norm_can_be_made_synchronous(student):
 
 # What is refused
 
-class TwoOutputs(Plain):
-    def forward(self, x):
-        return super().forward(x), x
-
-
-class Twice(Plain):
-    def forward(self, x):
-        x = self.relu(self.first(self.first(self.relu(self.stem(x)))))
-        return self.head(nn.functional.adaptive_avg_pool2d(self.second(x), 1).flatten(1))
-
-
-class Streams(Plain):
-    def __init__(self):
-        super().__init__()
-        self.pair = Pair()
-
-    def forward(self, x):
-        a, b = self.pair(self.stem(x))
-        return self.head(torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1))
-
-
-class Pair(nn.Module):
-    def forward(self, x):
-        return x, x * 2
-
-
-class Unused(Plain):
-    def forward(self, x):
-        self.second(self.stem(x))
-        return self.head(x.mean((2, 3)).repeat(1, 6)[:, :16])
-
-
-def net(name='test_resnet', **kwargs):
-    return timm.create_model(name, **{'num_classes': 10, **kwargs})
-
-
-def quantised():
-    return torch.ao.quantization.quantize_dynamic(Plain(), {nn.Linear}, torch.qint8)
-
-
-REFUSED = {
-    'unknown teacher': (lambda: sf_teacher.wrap('resnet5O', 'resnet18'),
-                        r"timm has no model 'resnet5O' \(given as teacher\); like it: .*resnet50"),
-    'unknown student': (lambda: sf_teacher.wrap(net(), 'resent18', input_size=SIZE), "no model 'resent18'.*student"),
-    'nonsense name': (lambda: sf_teacher.wrap('', 'resnet18'), "timm has no model ''"),
-    'bad kwargs': (lambda: sf_teacher.wrap('test_resnet', 'test_resnet', teacher_kwargs={'depth': 3}),
-                   "could not build the teacher 'test_resnet' with .*depth"),
-    'kwargs for a module': (lambda: sf_teacher.wrap(net(), 'test_resnet', pretrained=True), 'given by name'),
-    'missing folder': (lambda: sf_teacher.wrap('local-dir:/nowhere', 'test_resnet'), 'config.json cannot be read'),
-    'input size': (lambda: sf_teacher.wrap(net(), net(), input_size=(32, 32)), r'three integers > 0; got \(32, 32\)'),
-    'not a model': (lambda: sf_teacher.wrap(3, 'test_resnet'),
-                    'teacher must be a torch.nn.Module, or, for sf_teacher.wrap, a timm name; not int'),
-    'a name in the task': (lambda: sf_teacher.StudentFriendlyTask('test_resnet'), "a timm name; not 'test_resnet'"),
-    'a student by name in the task': (lambda: sf_teacher.StudentFriendlyTask(net(), students='test_resnet'),
-                                      "student must be a torch.nn.Module.* not 'test_resnet'"),
-    'student_kwargs without a name': (lambda: sf_teacher.wrap(net(), net(), student_kwargs={'drop_rate': 0.1}),
-                                      "student_kwargs={'drop_rate': 0.1} are for students given by name"),
-    'text for a bool': (lambda: sf_teacher.SFTN(detach_teacher_logits='false'),
-                        "detach_teacher_logits='false'.*must be True or False"),
-    'number for a bool': (lambda: sf_teacher.GTN(require_sharing=1), 'require_sharing must be True or False'),
-    'no pair': (lambda: sf_teacher.wrap(net(), net(), boundaries=[(1, 2, 3)], input_size=SIZE),
-                r'boundaries: \(1, 2, 3\) is not a pair'),
-    'ambiguous path': (lambda: sf_teacher.wrap(net('test_vit', img_size=32), net('test_vit', img_size=32),
-                                               boundaries=['blocks.1.mlp'], input_size=SIZE),
-                       r'several boundaries of the student go as well with blocks.1.mlp: name pairs'),
-    'no student': (lambda: sf_teacher.wrap(net(), input_size=SIZE), 'SFTN needs a student'),
-    'empty students': (lambda: sf_teacher.wrap(net(), [], input_size=SIZE), 'SFTN needs a student'),
-    'unknown method': (lambda: sf_teacher.wrap(net(), 'test_resnet', method='stfn'), "unknown method 'stfn'.*'sftn'"),
-    'negative weight': (lambda: sf_teacher.SFTN(kl_weight=-1.), r'SFTN\(kl_weight=-1.0\).*finite number >= 0'),
-    'nan weight': (lambda: sf_teacher.SFTN(ce_weight=float('nan')), 'ce_weight must be a finite number'),
-    'text weight': (lambda: sf_teacher.SFTN(ce_weight='1'), "ce_weight='1'"),
-    'temperature 0': (lambda: sf_teacher.SFTN(temperature=0), 'temperature must be a finite number > 0'),
-    'direction': (lambda: sf_teacher.SFTN(kl_direction='both'), 'kl_direction must be one of'),
-    'reduction': (lambda: sf_teacher.SFTN(reduction='none'), 'reduction must be one of mean, sum'),
-    'transform act': (lambda: sf_teacher.SFTN(transform_act='gelu'), 'transform_act must be one of auto, relu, none'),
-    'class counts': (lambda: sf_teacher.wrap(net(), net(num_classes=7), input_size=SIZE),
-                     'student ResNet has 7 classes and the teacher 10'),
-    'num_classes of a module': (lambda: sf_teacher.wrap(net(), 'test_resnet', num_classes=7, input_size=SIZE),
-                                'has 10 classes, not num_classes=7'),
-    'num_classes 0': (lambda: sf_teacher.wrap(net(num_classes=0), net(), input_size=SIZE), 'num_classes=0 and gives'),
-    'features only': (lambda: sf_teacher.wrap(net(features_only=True), net(), input_size=SIZE), 'features_only=True'),
-    'encoder': (lambda: sf_teacher.wrap(net('qwen3_vit_88m_enc'), net(), input_size=SIZE),
-                'is an encoder without a classifier'),
-    'scripted': (lambda: sf_teacher.wrap(torch.jit.script(nn.Conv2d(3, 3, 1)), net(), input_size=SIZE), 'is scripted'),
-    'quantised': (lambda: sf_teacher.wrap(quantised(), net(), input_size=SIZE), 'is quantised'),
-    'compiled': (lambda: sf_teacher.wrap(torch.compile(net()), net(), input_size=SIZE), 'already wrapped'),
-    'data parallel': (lambda: sf_teacher.wrap(nn.DataParallel(net()), net(), input_size=SIZE), 'already wrapped'),
-    'a task': (lambda: sf_teacher.wrap(sf_teacher.wrap(net(), net(), input_size=SIZE), net()), 'is a task already'),
-    'no parameters': (lambda: sf_teacher.wrap(nn.Flatten(), net(), input_size=SIZE), 'has no parameters'),
-    'size unknown': (lambda: sf_teacher.wrap(Plain(), net()), 'image size that Plain was made for is not known'),
-    'module without boundaries': (lambda: sf_teacher.wrap(Plain(), net(), input_size=SIZE),
-                                  'Plain is not a timm model.*It has stem, relu, first, second, head'),
-    'module student without boundaries': (lambda: sf_teacher.wrap(net(), Plain(), input_size=SIZE),
-                                          'student Plain is not a timm model'),
-    'teacher boundary unknown': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=['layer7']),
-                                 "ResNet has no module 'layer7': it has conv1"),
-    'teacher index out of range': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[9]),
-                                   r'teacher ResNet has no boundary 9: it has 0 \(act1\), 1 \(layer1\)'),
-    'student index out of range': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(1, 9)]),
-                                   'student ResNet has no boundary 9'),
-    'student boundary unknown': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE,
-                                                         boundaries=[('layer1', 'layer1.7')]),
-                                 r"no module 'layer1.7': layer1 has 0"),
-    'inside a residual block': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE,
-                                                        boundaries=[('layer2', 'layer2.0.conv1')]),
-                                "'layer2.0.conv1' of ResNet cannot be a boundary: the image also reaches the logits"),
-    'a boundary that is not a list': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries='layer1'),
-                                   r"boundaries='layer1' must be a list: give boundaries=\['layer1'\]"),
-    'no boundaries': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[]), 'leaves nothing to'),
-    'a pair twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(1, 1), (1, 1)]),
-                     'pairs layer1-layer1 more than once'),
-    'a boundary twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[1, 2, 1]),
-                         '`boundaries` names layer1 more than once'),
-    'pairs without a student': (lambda: sf_teacher.wrap(net(), method='teskd', input_size=SIZE,
-                                                        boundaries=[(1, 1), (2, 2)]),
-                                'names boundaries of a student, and there is none'),
-    'patches in the batch': (lambda: sf_teacher.wrap(net('mobilevit_xxs'), net(), input_size=(3, 256, 256),
-                                                     boundaries=[('stages.2.1.transformer.0', 'layer2')]),
-                             r'cannot be a teacher boundary: for one image it returns \(4, 256, .*, patches folded'),
-    'wrong tag': (lambda: sf_teacher.wrap('test_resnet.nonsense', net(), input_size=SIZE), 'Invalid pretrained tag'),
-    'pairs mixed': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[1, (2, 2)]), 'mixes pairs'),
-    'called twice': (lambda: sf_teacher.wrap(net(), Twice(), input_size=SIZE, boundaries=[('layer2', 'first')]),
-                     "'first' is called 2 times in one forward"),
-    'teacher called twice': (lambda: sf_teacher.wrap(Twice(), net(), input_size=SIZE, boundaries=[('first', 1)]),
-                             "'first' of Twice cannot be a teacher boundary: it is called 2 times"),
-    'never called': (lambda: tails_of(Streams(), ['first']), "'first' is called 0 times"),
-    'unused': (lambda: tails_of(Unused(), ['second']), "the image also reaches the logits around it"),
-    'several tensors': (lambda: sf_teacher.wrap(Streams(), net(), input_size=SIZE, boundaries=[('pair', 1)]),
-                        "'pair' of Streams cannot be a teacher boundary: it returns 2 tensors"),
-    'several logits': (lambda: sf_teacher.wrap(TwoOutputs(), net(), input_size=SIZE, boundaries=[('second', 1)]),
-                       'must return logits .* one tensor; it returns tuple'),
-    'teacher of another size': (lambda: sf_teacher.wrap(net('vit_tiny_patch16_224'), net(), input_size=SIZE),
-                                r'does not run on one image of input_size=\(3, 32, 32\).*'
-                                 r'img_size or in_chans in teacher_kwargs'),
-    'student of another size': (lambda: sf_teacher.wrap(net(), net('vit_tiny_patch16_224'), input_size=SIZE),
-                                r'VisionTransformer does not run on one image of input_size=\(3, 32, 32\)'),
-    'wrong channels': (lambda: sf_teacher.wrap(net(in_chans=1), net(), input_size=SIZE), 'does not run on one image'),
-    'checkpointed student': (lambda: sf_teacher.wrap(net(), checkpointed(), input_size=SIZE), 'gradient checkpointing'),
-    'no image model': (lambda: sf_teacher.wrap(nn.Linear(4, 10), net(), input_size=SIZE, boundaries=[('x', 1)]),
-                       "Linear has no module 'x': it has no submodules"),
-}
-
-
-def checkpointed():
-    model = net()
-    model.set_grad_checkpointing(True)
-    return model
-
-
-@pytest.mark.parametrize('case', REFUSED)
-def test_refused(case):
-    action, message = REFUSED[case]
-    with pytest.raises(SFTeacherError, match=f'(?s){message}'):
-        action()
-
-
-def test_at_least_thirty_bad_inputs():
-    assert len(REFUSED) >= 30
-
-
 def test_a_refusal_leaves_the_models_as_they_were():
     teacher, student = net('test_vit'), net('test_vit')
     teacher.blocks[0].eval()
@@ -420,27 +232,6 @@ def test_a_refusal_leaves_the_models_as_they_were():
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert [m.training for m in teacher.modules()] == modes
-
-
-BATCHES = {
-    'channels': (torch.zeros(2, 1, 32, 32), torch.tensor([0, 1]), r'batch \[B, 3, H, W\]; got shape \(2, 1, 32, 32\)'),
-    'one image': (torch.zeros(3, 32, 32), torch.tensor([0]), r'got shape \(3, 32, 32\)'),
-    'empty': (torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long), r'got shape \(0, 3, 32, 32\)'),
-    'label too large': (torch.zeros(2, *SIZE), torch.tensor([0, 10]), r'must lie in 0..9; got 0..10.*num_classes'),
-    'label negative': (torch.zeros(2, *SIZE), torch.tensor([-1, 1]), r'must lie in 0..9; got -1..1'),
-    'labels of another batch': (torch.zeros(2, *SIZE), torch.tensor([1]), r'labels must be \[B\] = \[2\]; got \(1,\)'),
-    'soft targets': (torch.zeros(2, *SIZE), torch.zeros(2, 7), r'\[B, K\] = \[2, 10\]; got \(2, 7\)'),
-}
-
-
-@pytest.mark.parametrize('case', BATCHES)
-def test_refused_batches(case):
-    images, labels, message = BATCHES[case]
-    task = sf_teacher.wrap(net(), net(), input_size=SIZE)
-    state = copy.deepcopy(task.state_dict())
-    with pytest.raises(SFTeacherError, match=f'(?s){message}'):
-        task(images, labels)
-    assert all(torch.equal(v, state[k]) for k, v in task.state_dict().items())
 
 
 def test_images_of_another_size_where_a_model_is_fixed():

@@ -4,7 +4,6 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torch.testing._internal.two_tensor import TwoTensor
 
 import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
@@ -13,9 +12,7 @@ from sf_teacher.split.split_points import student_boundaries
 from sf_teacher.split.teacher_taps import forward_with_maps, teacher_boundaries
 from sf_teacher.split.value_reads import value_reads
 from tests.split.family_checks import check_step, check_tail, unchanged
-from tests.split.test_modules import Plain, net
-
-SIZE = (3, 32, 32)
+from tests.split.own_models import SIZE, Plain, net
 
 
 def distilled(name, **kwargs):
@@ -57,28 +54,6 @@ def test_the_logits_of_two_distilled_heads_are_their_mean():
         x = torch.randn(2, *SIZE)
         pair = model.train()(x)
         assert isinstance(pair, tuple) and torch.equal(logits_of(model, pair), model.eval()(x))
-
-
-class OnlyInTraining(Plain):
-    """In train mode it returns something else, as `returned` says."""
-    returned = staticmethod(lambda logits: (logits, logits))
-
-    def forward(self, x):
-        logits = super().forward(x)
-        return self.returned(logits) if self.training else logits
-
-
-@pytest.mark.parametrize('returned,found', [
-    (lambda z: (z, z), 'tuple'), (lambda z: {'out': z, 'aux': z}, 'dict'), (lambda z: [z, z], 'list'),
-    (lambda z: z[:, 0], r'\(2,\)')])
-def test_an_unknown_output_in_train_mode_is_refused(returned, found):
-    model = OnlyInTraining()
-    model.returned = returned
-    message = rf'OnlyInTraining must return logits \[B, K\], one tensor; it returns {found} in train mode'
-    with pytest.raises(SFTeacherError, match=message):
-        sf_teacher.wrap(model, net(), boundaries=[('second', 'layer1')], input_size=SIZE)
-    with pytest.raises(SFTeacherError, match=message):
-        sf_teacher.wrap(net(), model, boundaries=[('layer1', 'second')], input_size=SIZE)
 
 
 @pytest.mark.parametrize('boundaries', [None, [('blocks.1', 'layer1')]], ids=['features', 'paths'])
@@ -166,36 +141,6 @@ def test_a_teacher_that_skips_a_boundary_says_so():
     task = sf_teacher.wrap(Skips(), net(), boundaries=[('second', 'layer1')], input_size=SIZE)
     with pytest.raises(SFTeacherError, match=r'teacher Skips did not run second in this forward'):
         task(torch.full((2, *SIZE), -9.), torch.tensor([1, 2]))
-
-
-# Models that cannot be trained
-
-def in_inference_mode(build):
-    with torch.inference_mode():
-        return build()
-
-
-def of_two_tensors():
-    model = net()
-    model.fc.weight = nn.Parameter(TwoTensor(model.fc.weight.data, model.fc.weight.data), requires_grad=False)
-    return model
-
-
-@pytest.mark.parametrize('build,message', [
-    (lambda: sf_teacher.wrap(in_inference_mode(net), net()), r'built, or is used now, in torch.inference_mode\(\)'),
-    (lambda: sf_teacher.wrap(net(), in_inference_mode(net)), r'student ResNet .* in torch.inference_mode\(\)'),
-    (lambda: in_inference_mode(lambda: sf_teacher.wrap('test_resnet', 'test_resnet')), r'in torch.inference_mode\(\)'),
-    (lambda: sf_teacher.wrap(of_two_tensors(), net()), r'fc.weight is TwoTensor, not a plain tensor \(quantised'),
-    (lambda: sf_teacher.wrap(net(), of_two_tensors()), r'student ResNet .* fc.weight is TwoTensor'),
-    (lambda: sf_teacher.wrap(nn.Sequential(nn.LazyConv2d(3, 3)), net()), r'lazy modules: 0.weight has no shape yet'),
-    (lambda: sf_teacher.wrap('local-dir:\0', 'test_resnet'), r"'local-dir:\\x00' \(given as teacher\) is not the name"),
-    (lambda: sf_teacher.wrap('test_resnet', 'r' * 10 ** 5), r"'r{30,40}\.\.\.r{30,40}' \(given as student\) is not"),
-    (lambda: sf_teacher.wrap(net(), net(), boundaries=['x' * 10 ** 5]), r"no module 'x{30,40}\.\.\.x{30,40}': it has"),
-    (lambda: sf_teacher.wrap(net(), net(), boundaries=['la\0yer']), r"no module 'la\\x00yer': it has"),
-])
-def test_refused_before_anything_is_built(build, message):
-    with pytest.raises(SFTeacherError, match=message):
-        build()
 
 
 # What the user has set, or changes later

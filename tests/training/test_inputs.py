@@ -9,9 +9,7 @@ import torch
 from timm.task import ClassificationTask
 
 from sf_teacher import SFTeacherError, training
-from sf_teacher.training.data import Data, load_data
-from sf_teacher.training.in_memory import load_images
-from sf_teacher.training.loaders import create_loaders
+from sf_teacher.training.data import load_data
 from sf_teacher.training.planning import load_teacher, plan_student
 from sf_teacher.training.run_folder import RunFolder
 from sf_teacher.training.settings import DataConfig, StudentRun, TrainConfig
@@ -27,19 +25,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
     return runs.fixed_size_teacher(tmp_path_factory.mktemp('teacher'))
-
-
-def test_images_too_large_for_memory():
-    with pytest.raises(SFTeacherError, match=r'need .* GiB of memory and .* are free: choose a smaller input_size'):
-        load_images([None] * 10 ** 6, (3, 1024, 1024))
-
-
-def test_more_processes_than_images(data):
-    config = TrainConfig()
-    found = Data([None] * 3, [None] * 3, 2)
-    with pytest.raises(SFTeacherError, match='3 training images are fewer than one batch of 1 on each of 4 processes: '
-                                             'choose a batch_size of at most 1, and fewer than 4 processes'):
-        create_loaders(found, DataConfig(batch_size=1), config, {}, torch.device('cpu'), 0, 4)
 
 
 def test_two_runs_into_one_folder(tmp_path):
@@ -99,11 +84,6 @@ def test_truncated_teacher(teacher, tmp_path):
         load_teacher(str(tmp_path / 'teacher'))
 
 
-def test_loader_without_a_batch():
-    with pytest.raises(SFTeacherError, match='the training loader has no batch: fewer images than one batch'):
-        training.fit(runs.task('plain'), [], None, TrainConfig())
-
-
 def test_nan_in_the_images_is_told_from_nan_in_the_loss(tmp_path):
     train, evaluation = runs.loaders()
     train.std[:] = 0.
@@ -131,19 +111,6 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
         runs.train(output, 'plain', epochs=30, lr=100., clip_grad=None, sched='constant', opt='sgd', warmup_epochs=0)
     state = runs.final_state(output)
     assert all(v.isfinite().all() for v in state['state_dict'].values())
-
-
-def test_mixup_needs_the_number_of_classes():
-    task = ClassificationTask(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), verbose=False)
-    with pytest.raises(SFTeacherError, match='mixup and cutmix need the number of classes'):
-        training.fit(task, *runs.loaders(), TrainConfig(mixup=0.2))
-
-
-def test_mixup_of_an_odd_batch(tmp_path):
-    images = [(torch.randn(3, 16, 16), i % runs.CLASSES) for i in range(7)]
-    loader = torch.utils.data.DataLoader(images, 4)
-    with pytest.raises(SFTeacherError, match='batch 2 has 3: use an even batch_size and drop_last=True'):
-        training.fit(runs.task('plain'), loader, None, TrainConfig(epochs=1, mixup=0.2))
 
 
 def test_another_size_than_the_teachers_is_said(data, tmp_path, caplog):

@@ -1,25 +1,19 @@
-"""What people give `fit`: one table from a bad input to the message that names cause and remedy.
-
-What they give on the command line is the table in tests/cli/test_refusals.py.
-"""
-import errno
-import os
-from functools import partial
-
-import pytest
+"""What is given to `fit`: loaders, images, labels, criteria; and what the loaders of a run are made from."""
 import timm
 import torch
-import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, TensorDataset
 
-from sf_teacher import SFTeacherError, files, training
+from sf_teacher import training
 from sf_teacher.training import TrainConfig
-from sf_teacher.training.runs import distill, train_teacher
-from sf_teacher.training.settings import StudentRun, TeacherRun
+from sf_teacher.training.data import Data
+from sf_teacher.training.in_memory import load_images
+from sf_teacher.training.loaders import create_loaders
+from sf_teacher.training.settings import DataConfig
+from tests.training import training_runs as runs
 
-from . import training_runs as runs
+from .row import rows
 
 
 def batches(count=16, images=None, target=None, batch_size=8, **kwargs):
@@ -51,7 +45,6 @@ class Mapped:
         return map(self.change, self.loader)
 
 
-
 def as_dict(batch):
     return {'image': batch[0], 'label': batch[1]}
 
@@ -75,17 +68,8 @@ def text(batch):
     return batch[0], ['cat'] * len(batch[1])
 
 
-def path(run, **kwargs):
-    """A run whose settings hold a path."""
-    cls = TeacherRun if run is train_teacher else StudentRun
-    given = {'teacher': 'test_resnet', 'method': 'none'} if run is train_teacher else {'student': 'test_resnet'}
-    return run(cls(**{'data': 'digits', 'epochs': 1, 'device': 'cpu', 'input_size': (3, 16, 16), 'output': 'run',
-                      'batch_size': 256, **given, **kwargs}))
-
-
-LONG = 'x' * 300
 IGNORE = torch.tensor([0, 1, -100, 2] * 4)
-BAD = {
+FIT = {
     # loaders
     'dicts': (lambda: fit(Mapped(as_dict)), r"training loader gives mappings with 'image', 'label': give \(images"),
     'dicts in validation': (lambda: fit(evaluation=Mapped(as_dict)), "validation loader gives mappings with 'image'"),
@@ -142,86 +126,18 @@ BAD = {
         torch.nn.Flatten(), torch.nn.Linear(768, 2)), verbose=False)), r'batch 1 of epoch 1 failed \(IndexError'),
     # settings that only fail with the data
     'mixup of odd batches': (lambda: fit(batches(14, batch_size=7), mixup=0.2), 'batch 1 has 7: use an even'),
-    # paths
-    **{f'{name} in {key}': (partial(path, run, **{key: value}), message)
-       for run in (train_teacher, distill) for name, value in (('NUL', 'a\0b'), ('over-long', LONG))
-       for key, message in (('output', 'cannot write to output='), ('data', 'is no folder|cannot be read'),
-                            ('class_map', 'class_map=|has no effect|is no file'))
-       if key != 'class_map'},
-    'the root as output': (lambda: path(train_teacher, output='/proc/x'), 'cannot write'),
-    'a teacher with NUL': (lambda: path(distill, teacher='a\0b'), 'is no exported timm folder|cannot'),
-    'an over-long teacher': (lambda: path(distill, teacher=LONG), 'is no exported timm folder|cannot'),
+    'mixup of the last batch': (lambda: fit(batches(7, batch_size=4), mixup=0.2),
+                                'batch 2 has 3: use an even batch_size and drop_last=True'),
+    'mixup without a number of classes': (lambda: fit(mixup=0.2, task=ClassificationTask(torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(768, 4)), verbose=False)), 'mixup and cutmix need the number of classes'),
 }
-
-
-@pytest.mark.parametrize(('call', 'message'), BAD.values(), ids=BAD)
-def test_a_bad_input_is_an_error_that_says_what_to_do(call, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SFTeacherError, match=message):
-        call()
-    assert not list(tmp_path.iterdir())
-
-
-GOOD = {
-    'int32 labels': lambda: fit(batches(target=(torch.arange(16) % 4).int()), batches(target=torch.zeros(16).int())),
-    'uint8 labels': lambda: fit(batches(target=(torch.arange(16) % 4).byte())),
-    'soft targets': lambda: fit(batches(target=torch.softmax(torch.randn(16, 4), -1)), batches()),
-    'a plain function': lambda: fit(evaluation=batches(), task=plain(F.cross_entropy)),
-    'lists of batches': lambda: fit(list(batches()), list(batches())),
-    'a last batch of one without batch norm': lambda: fit(batches(17), batches(17), ClassificationTask(
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), verbose=False)),
+LOADERS = {
+    'images too large for memory': (lambda: load_images([None] * 10 ** 6, (3, 1024, 1024)),
+                                    r'need .* GiB of memory and .* are free: choose a smaller input_size'),
+    'more processes than images': (
+        lambda: create_loaders(Data([None] * 3, [None] * 3, 2), DataConfig(batch_size=1), TrainConfig(), {},
+                               torch.device('cpu'), 0, 4),
+        '3 training images are fewer than one batch of 1 on each of 4 processes: choose a batch_size of at most 1, and '
+        'fewer than 4 processes'),
 }
-
-
-@pytest.mark.parametrize('call', GOOD.values(), ids=GOOD)
-def test_what_looks_odd_and_works(call):
-    rows = call()
-    assert len(rows) == 1 and rows[0]['train_loss'] > 0
-
-
-def test_looking_at_the_validation_images_changes_no_random_number():
-    class Drawing:
-        def __len__(self):
-            return 2
-
-        def __iter__(self):
-            for images, target in batches():
-                yield images + torch.rand(1), target
-
-    rows = []
-    for pair in ((runs.loaders()[0], None), (runs.loaders()[0], Drawing())):
-        torch.manual_seed(3)
-        rows.append(training.fit(runs.task('plain'), *pair, runs.settings(epochs=1))[0]['train_loss'])
-    assert rows[0] == rows[1]
-
-
-def test_a_full_disk_says_so(tmp_path, monkeypatch):
-    def fail(error):
-        def write(file):
-            raise error
-        return write
-
-    with pytest.raises(SFTeacherError, match=r'cannot write .*: the disk is full \(.*No space left'):
-        files.write_atomically(tmp_path / 'x', fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-    with pytest.raises(SFTeacherError, match=r'cannot write .*: odd'):
-        files.write_atomically(tmp_path / 'x', fail(RuntimeError('odd')))
-    monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: type('', (), {'free': 0}))
-    with pytest.raises(SFTeacherError, match=r'the disk is full \(PytorchStreamWriter failed'):
-        files.write_atomically(tmp_path / 'x', fail(RuntimeError('PytorchStreamWriter failed writing file')))
-    with pytest.raises(SFTeacherError, match=r'the disk is full \(PytorchStreamWriter failed'), \
-            files.written_at_once(tmp_path / 'folder'):
-        raise RuntimeError('PytorchStreamWriter failed writing file')
-
-
-def test_memory_that_is_not_there_is_said():
-    class Hungry(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = torch.nn.Parameter(torch.ones(1))
-
-        def forward(self, x):
-            return torch.empty(10 ** 15) * self.w
-
-    with pytest.raises(SFTeacherError, match=r'batch 1 of epoch 1 needs more memory than there is for images float32 '
-                                             r'\[8, 3, 16, 16\]: choose a smaller batch_size'):
-        fit(task=ClassificationTask(Hungry(), verbose=False))
+ROWS = [*rows('fit', FIT), *rows('create_loaders', LOADERS)]

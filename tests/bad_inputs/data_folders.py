@@ -1,0 +1,106 @@
+"""Image folders, tars and splits."""
+import os
+import shutil
+from functools import partial
+
+from PIL import Image
+
+from sf_teacher.training.data import load_data
+from sf_teacher.training.planning import plan_student
+from sf_teacher.training.settings import DataConfig, StudentRun
+from tests.training import training_runs as runs
+
+from .row import Exit, Place, Row, command, rows
+
+
+def copied(place: Place):
+    return shutil.copytree(place.data, place.here / 'data')
+
+
+def empty(place: Place):
+    for split in ('train', 'validation'):
+        (place.here / 'data' / split).mkdir(parents=True)
+
+
+def no_tars(place: Place):
+    (place.here / 'data').mkdir()
+    for split in ('train', 'validation'):
+        (place.here / 'data' / f'{split}.tar').write_bytes(b'no tar')
+
+
+def damaged(content, place: Place):
+    path = copied(place) / 'train/class1/13.png'
+    path.write_bytes(content or path.read_bytes()[:-200])
+
+
+def less(place: Place):
+    shutil.rmtree(copied(place) / 'validation/class1')
+
+
+CORRUPT = 'image class1/13.png of the dataset cannot be decoded .*repair it or take'
+FOLDERS = {
+    'no image': (empty, 'no images can be read from it .*Found 0 images'),
+    'a tar that is none': (no_tars, 'train.tar, split train: no images can be read from it .ReadError'),
+    'an image that is none': (partial(damaged, b'no image'), f'^1: .*{CORRUPT}'),
+    'a truncated image': (partial(damaged, None), f'^1: .*{CORRUPT}'),
+    'one class': (lambda place: runs.folder(place.here / 'data', classes=1),
+                  '^1: .*data holds one class .class0.: give images of at least 2'),
+    'a class in one split only': (less, '^1: .*classes of train .4. and validation .3. differ, e.g. in class1: labels '
+                                        'would not mean the same. Add what is missing, or give --class-map'),
+}
+
+
+def overlapping(place: Place):
+    """Splits that are others, lie in them, or hold their images."""
+    root = copied(place)
+    (root / 'link').symlink_to(root / 'train')
+    shutil.copytree(root / 'train', root / 'copy')
+    shutil.copytree(root / 'train', root / 'hard', copy_function=os.link)
+    shutil.copytree(root / 'validation', root / 'one')
+    Image.new('RGB', (16, 16), 'red').save(root / 'train/class0/copied.png')
+    shutil.copy(root / 'train/class0/copied.png', root / 'one/class0/copied.png')
+
+
+OVERLAPS = [
+    (dict(train_split='.'), r'validation lies in .*, and training and validation would share its images'),
+    (dict(val_split=''), r'train lies in .*, and training and validation would share its images: give two folders'),
+    (dict(val_split='train'), 'training and validation would both read .*train'),
+    (dict(val_split='train/class0'), 'class0 lies in .*train'),
+    (dict(val_split='link'), 'training and validation would both read'),
+    (dict(val_split='copy'), '24 validation images are training images too, e.g. .*png: what is measured on them'),
+    (dict(val_split='one'), '1 validation images are training images too, e.g. .*copied.png'),
+    (dict(val_split='hard'), '24 validation images are training images too'),
+]
+CHANNELS = {f'{n} channels': (
+    lambda n=n: load_data(DataConfig(data='digits'), channels=n),
+    f'input_size with {n} channels: images are read as grey') for n in (2, 4)}
+UNLABELLED = [
+    (dict(teacher=''), 'without a teacher there is nothing to learn of images without labels'),
+    (dict(kd='student_friendly'), "goes with kd='plain' only"),
+    (dict(mixup=0.2), 'does not go with mixup and cutmix, which mix labels too'),
+    (dict(distill_loss_weight=0.), 'has no effect with distill_loss_weight=0.0'),
+    (dict(unlabelled='nowhere'), "unlabelled='nowhere' is neither a folder of images nor a .tar"),
+    (dict(unlabelled='{data}/validation'), 'training and validation would both read'),
+    (dict(unlabelled='{data}/validation/class0'), 'class0 lies in .*validation'),
+    (dict(unlabelled='{teacher}'), r'Found 0 images in .*no images by their ending'),
+]
+
+
+def without_labels(kwargs, message):
+    def call(place):
+        given = {k: v.format(data=place.data, teacher=place.teacher) if isinstance(v, str) else v
+                 for k, v in kwargs.items()}
+        plan_student(StudentRun(**{'teacher': str(place.teacher), 'student': 'test_resnet', 'data': str(place.data),
+                                   'device': 'cpu', 'batch_size': 8, 'unlabelled': 'flat', 'workers': 0, **given}))
+    return Row('--unlabelled', str(kwargs), call, message,
+               prepare=lambda place: shutil.copytree(place.data / 'validation/class0', place.here / 'flat'))
+
+
+ROWS = [
+    *(Row('--data', given, lambda place: command(place, 'train', '--data data'), message, Exit, prepare)
+      for given, (prepare, message) in FOLDERS.items()),
+    *(Row('splits', str(splits), lambda place, splits=splits: load_data(DataConfig(data='data', **splits)), message,
+          prepare=overlapping) for splits, message in OVERLAPS),
+    *rows('load_data', CHANNELS),
+    *(without_labels(kwargs, message) for kwargs, message in UNLABELLED),
+]

@@ -1,0 +1,77 @@
+"""What looks odd and works, and what only the machine refuses; bad inputs are the table in tests/bad_inputs."""
+import errno
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.task import ClassificationTask
+
+from sf_teacher import SFTeacherError, files, training
+from tests.bad_inputs.loaders import batches, fit, plain
+
+from . import training_runs as runs
+
+GOOD = {
+    'int32 labels': lambda: fit(batches(target=(torch.arange(16) % 4).int()), batches(target=torch.zeros(16).int())),
+    'uint8 labels': lambda: fit(batches(target=(torch.arange(16) % 4).byte())),
+    'soft targets': lambda: fit(batches(target=torch.softmax(torch.randn(16, 4), -1)), batches()),
+    'a plain function': lambda: fit(evaluation=batches(), task=plain(F.cross_entropy)),
+    'lists of batches': lambda: fit(list(batches()), list(batches())),
+    'a last batch of one without batch norm': lambda: fit(batches(17), batches(17), ClassificationTask(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), verbose=False)),
+}
+
+
+@pytest.mark.parametrize('call', GOOD.values(), ids=GOOD)
+def test_what_looks_odd_and_works(call):
+    rows = call()
+    assert len(rows) == 1 and rows[0]['train_loss'] > 0
+
+
+def test_looking_at_the_validation_images_changes_no_random_number():
+    class Drawing:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            for images, target in batches():
+                yield images + torch.rand(1), target
+
+    rows = []
+    for pair in ((runs.loaders()[0], None), (runs.loaders()[0], Drawing())):
+        torch.manual_seed(3)
+        rows.append(training.fit(runs.task('plain'), *pair, runs.settings(epochs=1))[0]['train_loss'])
+    assert rows[0] == rows[1]
+
+
+def test_a_full_disk_says_so(tmp_path, monkeypatch):
+    def fail(error):
+        def write(file):
+            raise error
+        return write
+
+    with pytest.raises(SFTeacherError, match=r'cannot write .*: the disk is full \(.*No space left'):
+        files.write_atomically(tmp_path / 'x', fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    with pytest.raises(SFTeacherError, match=r'cannot write .*: odd'):
+        files.write_atomically(tmp_path / 'x', fail(RuntimeError('odd')))
+    monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: type('', (), {'free': 0}))
+    with pytest.raises(SFTeacherError, match=r'the disk is full \(PytorchStreamWriter failed'):
+        files.write_atomically(tmp_path / 'x', fail(RuntimeError('PytorchStreamWriter failed writing file')))
+    with pytest.raises(SFTeacherError, match=r'the disk is full \(PytorchStreamWriter failed'), \
+            files.written_at_once(tmp_path / 'folder'):
+        raise RuntimeError('PytorchStreamWriter failed writing file')
+
+
+def test_memory_that_is_not_there_is_said():
+    class Hungry(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return torch.empty(10 ** 15) * self.w
+
+    with pytest.raises(SFTeacherError, match=r'batch 1 of epoch 1 needs more memory than there is for images float32 '
+                                             r'\[8, 3, 16, 16\]: choose a smaller batch_size'):
+        fit(task=ClassificationTask(Hungry(), verbose=False))
