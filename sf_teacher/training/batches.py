@@ -46,11 +46,7 @@ def check_loaders(task: TrainingTask, train: Iterable[Any], evaluation: Iterable
         set_random_state(state, task.device)
     if batch is None:
         raise SFTeacherError('the validation loader has no batch: give images, or None for no validation')
-    _, target, *_ = unpacked(batch, 'validation')
-    if target.ndim != 1 or target.is_floating_point():
-        raise SFTeacherError(f'the validation loader gives targets {_kind(target)}: accuracy is that of one label an '
-                             f'image, [B]. Data with several labels an image (multi-label) are not supported')
-    check_labels(target, task, 'validation')
+    check_evaluated(unpacked(batch, 'validation')[1], task)
 
 
 def unpacked(batch: Any, role: str, extra: bool = False) -> tuple[torch.Tensor, ...]:
@@ -78,19 +74,28 @@ def unpacked(batch: Any, role: str, extra: bool = False) -> tuple[torch.Tensor, 
     return tuple(batch)
 
 
-def check_labels(target: torch.Tensor, task: TrainingTask, role: str, lowest: int = 0) -> None:
+def check_evaluated(target: torch.Tensor, task: TrainingTask, where: str = '') -> None:
+    """Refuse targets of validation that are not labels in range."""
+    if target.ndim != 1 or target.is_floating_point():
+        raise SFTeacherError(f'the validation loader gives targets {_kind(target)}{where}: accuracy is that of one '
+                             f'label an image, [B]. Data with several labels an image (multi-label) are not supported')
+    check_labels(target, task, 'validation', where=where)
+
+
+def check_labels(target: torch.Tensor, task: TrainingTask, role: str, lowest: int = 0, where: str = '') -> None:
     """Refuse targets that are neither labels in range nor, in training, distributions over the classes."""
     if target.ndim == 2 and target.is_floating_point():
         if not torch.allclose(target.float().sum(1), torch.ones(len(target), device=target.device), atol=1e-3):
-            raise SFTeacherError(f'the {role} loader gives targets {_kind(target)} whose rows do not sum to 1: data '
-                                 f'with several labels an image (multi-label) are not supported')
+            raise SFTeacherError(f'the {role} loader gives targets {_kind(target)}{where} whose rows do not sum to 1: '
+                                 f'data with several labels an image (multi-label) are not supported')
         return
     if target.ndim != 1 or target.dtype not in _LABELS:
-        raise SFTeacherError(f'the {role} loader gives targets {_kind(target)}: give labels, whole numbers [B]')
+        raise SFTeacherError(f'the {role} loader gives targets {_kind(target)}{where}: give labels, whole numbers [B]')
     count = num_classes(task)
     low, high = int(target.min()), int(target.max())
     if low < lowest or (count is not None and high >= count):
-        raise SFTeacherError(f'the {role} loader gives labels {low}..{high}, which must lie in 0..'
+        given = f'label {low}' if low == high else f'labels {low}..{high}'
+        raise SFTeacherError(f'the {role} loader gives {given}{where}, which must lie in 0..'
                              f'{"" if count is None else count - 1}: an ignore_index is not supported, leave such '
                              f'images out, or distil from them with {setting("unlabelled")}')
 

@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import SettingError, SFTeacherError
 from ..joint_task import JointTask
 from ..validation import like_it, setting
-from .batches import num_classes, unpacked
+from .batches import check_evaluated, explained, num_classes, unpacked
 from .settings import TrainConfig
 
 
@@ -40,15 +40,25 @@ def evaluate(
         channels_last: bool = False,
         between: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Loss, top-1 and top-5 in percent of the model that the task hands out for evaluation, over all processes."""
+    """Loss, top-1 and top-5 in percent of the model that the task hands out for evaluation, over all processes.
+
+    Raises:
+        SFTeacherError: A batch cannot be evaluated; names it.
+    """
     model = eval_model(task, ema).eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
-    for batch in loader:
+    for number, batch in enumerate(loader, 1):
         images, target, *_ = unpacked(batch, 'validation')
+        check_evaluated(target, task, f' in batch {number}')
         images, target = delivered(images, target, task.device, channels_last)
-        with autocast():
-            output = model(images)
-        evaluator.update(output, target)
+        try:
+            with autocast():
+                output = model(images)
+            evaluator.update(output, target)
+        except Exception as error:
+            if dist.is_initialized():       # it may follow from another process's end
+                raise
+            raise explained(error, f'batch {number} of validation', images, target, task) from error
         if between is not None:
             between()
     return dict(evaluator.compute(distributed=dist.is_initialized()))

@@ -12,10 +12,12 @@ from ..errors import SFTeacherError
 from .batches import check_loaders
 from .components import check_smoothing, criterion, evaluate
 from .interruption import World
+from .known_labels import check_known_labels
 from .loop import Loop, Row
 from .run_folder import RunFolder
 from .settings import TrainConfig
 from .signals import Interrupted, Stop, signals
+from .unlabelled import lowest_label
 
 __all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
 
@@ -54,6 +56,9 @@ def fit(
     """
     world = World.current()
     check_loaders(task, train_loader, eval_loader)
+    check_known_labels(task, train_loader, 'training', lowest_label(task))
+    if eval_loader is not None:
+        check_known_labels(task, eval_loader, 'validation')
     check_smoothing(task, config)
     folder: RunFolder | None = None
     with signals() as stop, _loading_processes(stop):

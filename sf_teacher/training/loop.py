@@ -31,7 +31,7 @@ from .run_folder import RunFolder
 from .settings import TrainConfig
 from .signals import PATIENCE, Stop
 from .trackers import start_tracker
-from .unlabelled import LabelledOnly
+from .unlabelled import lowest_label
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Loop:
         self.task, self.config, self.world, self.folder = task, config, world, folder
         self.guard, self.stop = Guard(world, stop, config.output), stop
         self.train_loader, self.eval_loader, self.device = train_loader, eval_loader, task.device
-        self.unlabelled = isinstance(getattr(task, 'criterion', None), LabelledOnly)
+        self.unlabelled = lowest_label(task) < 0
         self.rows: list[Row] = []
         self.start, self.best = 0, None     # type: tuple[int, Row | None]
         self.updates = math.ceil(len(train_loader) / config.grad_accum_steps)
@@ -107,14 +107,13 @@ class Loop:
         if not self.rows:
             self._save(0)       # finds a full disk before the first step; any moment from now on can be resumed
         self.stop.patience = PATIENCE if self.world.size == 1 else math.inf
+        if self.eval_loader is not None and self.rows and 'eval_top1' not in self.rows[-1]:     # it could not be
+            self.rows[-1] |= self._evaluate(self.start - 1)
+            self._save(self.start)
         for epoch in range(self.start, self.epochs):
             self.stop.where = f'in epoch {epoch + 1}; {epoch} complete epochs are saved'
             self.guard.check_between(self.device)
             row = self._epoch(epoch, progress)
-            self.rows.append(row)
-            if self.scheduler is not None:
-                self.scheduler.step(epoch + 1)
-            self._save(epoch + 1)
             if progress is not None:
                 progress.line(summary_line(row, self.epochs))
             if tracker is not None:
@@ -130,7 +129,7 @@ class Loop:
         return self.rows
 
     def _epoch(self, epoch: int, progress: Progress | None) -> Row:
-        """Train and evaluate one epoch; its row."""
+        """Train, evaluate and save one epoch; its row."""
         set_epoch(self.train_loader, epoch)
         if isinstance(self.task, JointTask):
             self.task.set_epoch(epoch, self.epochs)
@@ -146,14 +145,34 @@ class Loop:
                 distribute_bn(trainable(self.task, ema=True), self.world.size, reduce=True)
         self.guard.check_weights(epoch, trainable(self.task))
         row: Row = {'epoch': epoch, **{f'train_{k}': v for k, v in train.items()}}
-        if self.eval_loader is not None:
-            metrics = evaluate(self.task, self.eval_loader, self.config.model_ema, self.autocast,
-                               self.config.channels_last, self.stop.check if self.world.size == 1 else None)
-            row |= {f'eval_{k}': v for k, v in metrics.items()}
-            if self.best is None or row['eval_top1'] > self.best['eval_top1']:
-                self.best = {'epoch': epoch, 'eval_top1': row['eval_top1']}
-        return row | {'lr': self.optimizer.param_groups[0]['lr'], 'images_per_second': images / seconds,
-                      'seconds': seconds, 'memory_mb': peak_memory(self.device)}
+        failure: SFTeacherError | None = None
+        try:
+            row |= self._evaluate(epoch)
+        except SFTeacherError as error:     # its training is done, and kept
+            if self.world.size > 1:
+                raise
+            failure = error
+        row |= {'lr': self.optimizer.param_groups[0]['lr'], 'images_per_second': images / seconds,
+                'seconds': seconds, 'memory_mb': peak_memory(self.device)}
+        self.rows.append(row)
+        if self.scheduler is not None:
+            self.scheduler.step(epoch + 1)
+        self._save(epoch + 1)
+        if failure is not None:
+            kept = f'; epoch {epoch + 1} is kept in {self.config.output} as trained: correct the data and continue ' \
+                   f'with {setting("resume")}' if self.config.output else ''
+            raise SFTeacherError(str(failure).rstrip() + kept) from failure
+        return row
+
+    def _evaluate(self, epoch: int) -> Row:
+        """Evaluate the model as it is after an epoch."""
+        if self.eval_loader is None:
+            return {}
+        metrics = evaluate(self.task, self.eval_loader, self.config.model_ema, self.autocast,
+                           self.config.channels_last, self.stop.check if self.world.size == 1 else None)
+        if self.best is None or metrics['top1'] > self.best['eval_top1']:
+            self.best = {'epoch': epoch, 'eval_top1': metrics['top1']}
+        return {f'eval_{k}': v for k, v in metrics.items()}
 
     def train_epoch(self, epoch: int, progress: Progress | None) -> tuple[Average, int]:
         """One pass over the training images: the averages of everything watched, and the number of images."""
@@ -164,8 +183,8 @@ class Loop:
         indexed = isinstance(self.task, JointTask) and self.task.method.needs_index
         for batch, given in enumerate(self.train_loader):
             inputs, target, *index = unpacked(given, 'training', indexed)
-            if epoch == self.start and batch == 0:
-                check_labels(target, self.task, 'training', -1 if self.unlabelled else 0)
+            if epoch == self.start:
+                check_labels(target, self.task, 'training', lowest_label(self.task), f' in batch {batch + 1}')
             group = batch // steps      # the last group may be smaller
             in_group = min(steps, batches - group * steps)
             last = batch + 1 == min((group + 1) * steps, batches)

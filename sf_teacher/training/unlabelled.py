@@ -73,6 +73,11 @@ class LabelledOnly(nn.Module):
         return loss
 
 
+def lowest_label(task: Any) -> int:
+    """The lowest label that a task takes in training."""
+    return UNLABELLED if isinstance(getattr(task, 'criterion', None), LabelledOnly) else 0
+
+
 def check_settings(config: StudentRun) -> None:
     """Refuse settings that images without labels do not go with."""
     given = setting('unlabelled', config.unlabelled)

@@ -3,12 +3,12 @@ import timm
 import torch
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.task import ClassificationTask
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from sf_teacher import training
 from sf_teacher.training import TrainConfig
 from sf_teacher.training.data import Data
-from sf_teacher.training.in_memory import load_images
+from sf_teacher.training.in_memory import InMemoryLoader, load_images
 from sf_teacher.training.loaders import create_loaders
 from sf_teacher.training.settings import DataConfig
 from tests.training import training_runs as runs
@@ -57,6 +57,42 @@ def multi(count=16):
     return (torch.rand(count, runs.CLASSES) > 0.5).float()
 
 
+def labelled(where, label):
+    """16 labels of which one is another."""
+    target = torch.arange(16) % 4
+    target[where] = label
+    return target
+
+
+def streamed(target):
+    """A loader whose labels nobody knows before they come."""
+    return Mapped(lambda batch: batch, batches(target=target))
+
+
+class NeverRead(Mapped):
+    """A training loader for what is refused before the first step."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def __iter__(self):
+        raise AssertionError('a step was made')
+
+
+class ImageFolderLike(Dataset):
+    """Knows its labels as torchvision's image folders do."""
+
+    def __init__(self, target, target_transform=None):
+        self.samples = [(f'{i}.png', int(label)) for i, label in enumerate(target)]
+        self.target_transform = target_transform or int
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return torch.randn(*runs.SIZE), self.target_transform(self.samples[index][1])
+
+
 def stream():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -99,20 +135,44 @@ FIT = {
     'nan images': (lambda: fit(batches(images=torch.full((16, *runs.SIZE), float('nan')))), 'images hold values that'),
     # labels
     'ignore_index': (lambda: fit(batches(target=IGNORE), task=plain(torch.nn.CrossEntropyLoss(ignore_index=-100))),
-                     'training loader gives labels -100..2, which must lie in 0..3: an ignore_index is not supported'),
+                     'training loader gives label -100 for image 2 of .*whose labels are -100..2., which must lie in '
+                     '0..3: an ignore_index is not supported'),
     'ignore_index in validation': (lambda: fit(evaluation=batches(target=IGNORE)), 'validation loader gives labels -1'),
-    'labels from one': (lambda: fit(batches(target=torch.arange(16) % 4 + 1)), r'gives labels 1..4, which must lie'),
+    'labels from one': (lambda: fit(batches(target=torch.arange(16) % 4 + 1)),
+                        r'whose labels are 1..4., which must lie'),
+    'a label in a later batch': (lambda: fit(streamed(labelled(12, 9))),
+                                'training loader gives labels 0..9 in batch 2, which must lie in 0..3'),
+    'a label of a later image': (lambda: fit(batches(target=labelled(13, 9))),
+                                 'training loader gives label 9 for image 13 of its dataset .whose labels are '
+                                 '0..9., which must lie in 0..3'),
+    'a label of a later image in validation': (
+        lambda: fit(NeverRead(), batches(target=labelled(13, -100))),
+        r'validation loader gives label -100 for image 13 of its dataset \(whose labels are -100..3\), which must'),
+    'a label of a subset in validation': (
+        lambda: fit(NeverRead(), DataLoader(Subset(ImageFolderLike(labelled(13, 9)), [0, 13]), 1)),
+        'validation loader gives label 9 for image 1 of its dataset'),
+    'a label in memory in validation': (
+        lambda: fit(NeverRead(), InMemoryLoader(torch.zeros(16, *runs.SIZE, dtype=torch.uint8), labelled(13, 9), 4,
+                                                [0.5] * 3, [0.5] * 3)), 'validation loader gives labels 0..9, which'),
+    'a label in a later batch in validation': (
+        lambda: fit(evaluation=streamed(labelled(12, 9))),
+        'validation loader gives labels 0..9 in batch 2, which must lie in 0..3'),
+    'an image in a later batch in validation': (
+        lambda: fit(evaluation=[(torch.zeros(2, c, 16, 16), torch.zeros(2).long()) for c in (3, 3, 1)]),
+        r'batch 3 of validation failed \(RuntimeError: .*images float32 \[2, 1, 16, 16\]'),
     'too many classes in validation': (lambda: fit(evaluation=batches(target=torch.arange(16))), 'labels 0..7, which'),
-    'float labels': (lambda: fit(batches(target=torch.rand(16))), r'gives targets float32 \[8\]: give labels, whole'),
-    'boolean labels': (lambda: fit(batches(target=torch.ones(16).bool())), r'gives targets bool \[8\]: give labels'),
-    'labels in columns': (lambda: fit(batches(target=torch.zeros(16, 1).long())), r'targets int64 \[8, 1\]: give'),
+    'float labels': (lambda: fit(batches(target=torch.rand(16))), r'gives targets float32 \[8\] in batch 1: give'),
+    'boolean labels': (lambda: fit(batches(target=torch.ones(16).bool())), r'gives targets bool \[8\] in batch 1'),
+    'labels in columns': (lambda: fit(batches(target=torch.zeros(16, 1).long())),
+                          r'targets int64 \[8, 1\] in batch 1: give'),
     'multi-label': (lambda: fit(batches(target=multi()), task=plain(torch.nn.BCEWithLogitsLoss())),
                     r'whose rows do not sum to 1: data with several labels an image \(multi-label\) are not supported'),
     'multi-label in validation': (lambda: fit(batches(target=multi()), batches(target=multi()),
                                               plain(torch.nn.BCEWithLogitsLoss())), 'multi-label. are not supported'),
     'one-hot validation': (lambda: fit(evaluation=batches(target=torch.eye(4).repeat(4, 1))),
                            r'validation loader gives targets float32 \[8, 4\]: accuracy is that of one label an image'),
-    'whole-number multi-label': (lambda: fit(batches(target=multi().long())), r'targets int64 \[8, 4\]: give labels'),
+    'whole-number multi-label': (lambda: fit(batches(target=multi().long())),
+                                 r'targets int64 \[8, 4\] in batch 1: give labels'),
     # criteria
     'per-sample losses': (lambda: fit(task=plain(torch.nn.CrossEntropyLoss(reduction='none'))),
                           r"loss is of shape \[8\], not one number: give a criterion that averages .*reduction='mean'"),

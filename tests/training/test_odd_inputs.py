@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.task import ClassificationTask
+from torch.utils.data import ConcatDataset, DataLoader, SubsetRandomSampler
 
 from sf_teacher import SFTeacherError, files, training
-from tests.bad_inputs.loaders import batches, fit, plain
+from sf_teacher.training.known_labels import recorded
+from tests.bad_inputs.loaders import ImageFolderLike, batches, fit, labelled, plain, streamed
 
 from . import training_runs as runs
 
@@ -17,6 +19,10 @@ GOOD = {
     'uint8 labels': lambda: fit(batches(target=(torch.arange(16) % 4).byte())),
     'soft targets': lambda: fit(batches(target=torch.softmax(torch.randn(16, 4), -1)), batches()),
     'a plain function': lambda: fit(evaluation=batches(), task=plain(F.cross_entropy)),
+    'labels that the dataset changes': lambda: fit(
+        evaluation=DataLoader(ImageFolderLike(labelled(13, 9), lambda label: label % 4), 8)),
+    'labels that the sampler leaves out': lambda: fit(
+        evaluation=DataLoader(ImageFolderLike(labelled(13, 9)), 8, sampler=SubsetRandomSampler(range(13)))),
     'lists of batches': lambda: fit(list(batches()), list(batches())),
     'a last batch of one without batch norm': lambda: fit(batches(17), batches(17), ClassificationTask(
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), verbose=False)),
@@ -27,6 +33,28 @@ GOOD = {
 def test_what_looks_odd_and_works(call):
     rows = call()
     assert len(rows) == 1 and rows[0]['train_loss'] > 0
+
+
+def test_labels_are_known_of_nested_datasets():
+    parts = ConcatDataset([ImageFolderLike([0, 1]), batches(target=labelled(0, 9)).dataset])
+    assert recorded(parts).tolist() == [0, 1, *labelled(0, 9).tolist()]
+    assert recorded(streamed(labelled(0, 9))) is None and recorded(ConcatDataset([parts, [(0, 0)]])) is None
+
+
+def test_an_epoch_whose_validation_fails_is_kept_and_evaluated_when_the_run_goes_on(tmp_path):
+    def run(evaluation, **kwargs):
+        torch.manual_seed(0)
+        return fit(evaluation=evaluation, output=str(tmp_path / 'run'), **kwargs)
+
+    with pytest.raises(SFTeacherError, match=r'labels 0..9 in batch 2, .*; epoch 1 is kept in .*run as trained: '
+                                             r'correct the data and continue with resume'):
+        run(streamed(labelled(12, 9)))
+    kept = runs.final_state(tmp_path / 'run')
+    assert kept['epoch'] == 1 and kept['rows'][0]['train_loss'] > 0 and 'eval_top1' not in kept['rows'][0]
+    row, = run(streamed(labelled(12, 0)), resume=True)
+    state = runs.final_state(tmp_path / 'run')
+    assert row['eval_loss'] > 0 and state['rows'][0]['eval_top1'] == state['best']['eval_top1'] == row['eval_top1']
+    assert all(torch.equal(value, kept['state_dict'][name]) for name, value in state['state_dict'].items())
 
 
 def test_looking_at_the_validation_images_changes_no_random_number():
