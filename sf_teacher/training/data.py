@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SettingError, SFTeacherError
 from ..validation import setting
-from .image_files import FolderReader, ImageFiles, described, same_files, tar_reader
+from .copies import check_copies
+from .image_files import FolderReader, ImageFiles, described, tar_reader
 from .settings import DataConfig
 
 _logger = logging.getLogger(__name__)
@@ -73,9 +74,7 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
     labelled = config.train_split != NO_SPLIT or not getattr(config, 'unlabelled', '')
     train = _open(config, True, seed, channels) if labelled else None
     validation = _open(config, False, seed, channels)
-    if same := same_files(getattr(train, 'reader', None), getattr(validation, 'reader', None)):
-        raise SFTeacherError(f'{len(same)} validation images are training images too, e.g. {", ".join(same[:3])}: '
-                             f'what is measured on them says nothing; take them out of one split')
+    check_copies(getattr(train, 'reader', None), getattr(validation, 'reader', None))
     names = [class_names(d) for d in (train or validation, validation)]
     if names[0] and names[1] and names[0] != names[1]:
         differ = sorted(set(names[0]) ^ set(names[1]))

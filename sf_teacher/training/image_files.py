@@ -5,7 +5,6 @@ timm's reader takes .png and .jpg only, follows loops of links, and makes a clas
 from __future__ import annotations
 
 import os
-import stat
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -195,26 +194,6 @@ def described(skipped: Skipped) -> str:
     """What was left out, in words: counts, reasons and a few names."""
     return '; '.join(f'{len(paths)} {reason}: {", ".join(os.path.basename(p) for p in paths[:3])}'
                      + (' ...' if len(paths) > 3 else '') for reason, paths in sorted(skipped.items()))
-
-
-def same_files(a: Any, b: Any, most: int = 1000) -> list[str]:
-    """Files of one class and name in two folders that are the same file or hold the same bytes.
-
-    At most so many of those with a common name are compared, evenly spaced, so this finds splits that were copied or
-    that overlap, at next to no cost; an image that was renamed is not found.
-    """
-    if not (isinstance(a, FolderReader) and isinstance(b, FolderReader)):
-        return []
-    there = {os.path.join(*p.split(os.sep)[-2:]): p for p, _ in a.samples}
-    common = [(there[k], p) for p, _ in b.samples if (k := os.path.join(*p.split(os.sep)[-2:])) in there]
-    return [second for first, second in common[::max(1, -(-len(common) // most))] if _same(first, second)]
-
-
-def _same(first: str, second: str) -> bool:
-    x, y = os.stat(first), os.stat(second)
-    if stat.S_ISREG(x.st_mode) and os.path.samestat(x, y):
-        return True
-    return x.st_size == y.st_size and Path(first).read_bytes() == Path(second).read_bytes()
 
 
 def first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SettingError, SFTeacherError
 from ..validation import setting
+from .copies import check_copies
 from .data import Data, check_apart
 from .image_files import FolderReader, ImageFiles, described, suffixes_of_timm
 from .settings import StudentRun
@@ -116,6 +117,7 @@ def with_unlabelled(data: Data, config: StudentRun, channels: int) -> Data:
             raise SFTeacherError(f'no images can be read from {root} ({type(error).__name__}: {error})') from error
     else:
         raise SFTeacherError(f'{setting("unlabelled", config.unlabelled)} is neither a folder of images nor a .tar')
+    check_copies(reader, getattr(data.validation, 'reader', None), 'unlabelled')
     images = ImageFiles(     # type: ignore[no-untyped-call]
         str(root), reader=reader, input_img_mode='RGB' if channels == 3 else 'L')
     skipped = getattr(reader, 'skipped', {})

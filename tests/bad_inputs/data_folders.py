@@ -59,6 +59,11 @@ def overlapping(place: Place):
     shutil.copytree(root / 'validation', root / 'one')
     Image.new('RGB', (16, 16), 'red').save(root / 'train/class0/copied.png')
     shutil.copy(root / 'train/class0/copied.png', root / 'one/class0/copied.png')
+    for split, renamed in (('renamed', root.joinpath('train').rglob('*.png')),
+                           ('one-renamed', [root / 'train/class0/copied.png'])):
+        shutil.copytree(root / 'validation', root / split)
+        for i, path in enumerate(sorted(renamed)):
+            shutil.copy(path, root / split / f'class{i % 4}' / f'other{i}.png')
 
 
 OVERLAPS = [
@@ -69,6 +74,8 @@ OVERLAPS = [
     (dict(val_split='link'), 'training and validation would both read'),
     (dict(val_split='copy'), '24 validation images are training images too, e.g. .*png: what is measured on them'),
     (dict(val_split='one'), '1 validation images are training images too, e.g. .*copied.png'),
+    (dict(val_split='renamed'), '25 validation images are training images too, 25 under other names, e.g. .*other0'),
+    (dict(val_split='one-renamed'), '1 validation images are training images too, 1 under other names, e.g. .*other0'),
     (dict(val_split='hard'), '24 validation images are training images too'),
 ]
 CHANNELS = {f'{n} channels': (
@@ -82,6 +89,7 @@ UNLABELLED = [
     (dict(unlabelled='nowhere'), "unlabelled='nowhere' is neither a folder of images nor a .tar"),
     (dict(unlabelled='{data}/validation'), 'training and validation would both read'),
     (dict(unlabelled='{data}/validation/class0'), 'class0 lies in .*validation'),
+    (dict(unlabelled='copied'), '6 validation images are unlabelled images too, 6 under other names'),
     (dict(unlabelled='{teacher}'), r'Found 0 images in .*no images by their ending'),
 ]
 
@@ -92,8 +100,12 @@ def without_labels(kwargs, message):
                  for k, v in kwargs.items()}
         plan_student(StudentRun(**{'teacher': str(place.teacher), 'student': 'test_resnet', 'data': str(place.data),
                                    'device': 'cpu', 'batch_size': 8, 'unlabelled': 'flat', 'workers': 0, **given}))
-    return Row('--unlabelled', str(kwargs), call, message,
-               prepare=lambda place: shutil.copytree(place.data / 'validation/class0', place.here / 'flat'))
+    def prepare(place):
+        shutil.copytree(place.data / 'train/class0', place.here / 'flat')
+        (place.here / 'copied').mkdir()
+        for path in (place.data / 'validation/class0').iterdir():
+            shutil.copy(path, place.here / 'copied' / f'u{path.name}')
+    return Row('--unlabelled', str(kwargs), call, message, prepare=prepare)
 
 
 ROWS = [

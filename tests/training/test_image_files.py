@@ -1,6 +1,7 @@
 """Image folders as people have them: nothing vanishes without a word, and nothing that is no image becomes a class."""
 import logging
 import os
+import re
 import shutil
 import socket
 import tarfile
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 
 from sf_teacher import SFTeacherError, cli, training
+from sf_teacher.training import copies
+from sf_teacher.training.copies import find_copies
 from sf_teacher.training.data import class_names, load_data
 from sf_teacher.training.image_files import FolderReader, ImageFiles, in_mode, scan, suffixes
 from sf_teacher.training.in_memory import load_images
@@ -125,6 +128,58 @@ def test_absent_classes_are_named(root, caplog):
     (root / 'map.txt').write_text('class0\nclass1\nclass2\n')
     load(root, class_map=str(root / 'map.txt'))
     assert '6 of a class that the class map does not have: 3.png' in caplog.text
+
+
+def blobs(folder, **files):
+    """Files that are no images, which nobody finds out by looking for copies."""
+    for name, content in files.items():
+        (folder / 'c').mkdir(parents=True, exist_ok=True)
+        (folder / 'c' / f'{name}.png').write_bytes(content)
+    return FolderReader(folder)
+
+
+def names(paths):
+    return [os.path.basename(path) for path in paths]
+
+
+def test_renamed_copies_are_found_and_files_that_only_have_the_size_are_not(tmp_path):
+    head = bytes(5000)
+    train = blobs(tmp_path / 'a', x=b'abc', y=b'def', z=head + b'1', same=b'name')
+    validation = blobs(tmp_path / 'b', p=b'abc', q=b'xyz', r=head + b'2', s=head + b'1', t=b'longer', same=b'name')
+    found = find_copies(train, validation)
+    assert (names(found.named), names(found.renamed)) == (['same.png'], ['p.png', 's.png'])
+    assert found.looked_at == found.alike == 5
+
+
+def test_so_many_files_at_most_are_opened_those_of_rare_sizes_first(tmp_path, monkeypatch, caplog):
+    train = blobs(tmp_path / 'a', x=b'abc', **{f'n{i}': bytes([i]) for i in range(9)})
+    validation = blobs(tmp_path / 'b', y=b'abc', z=bytes([3]), w=b'q')
+    opened = []
+    monkeypatch.setattr(copies, '_head', lambda path: opened.append(path) or b'')
+    found = find_copies(train, validation, most=10)
+    assert sorted(names(opened)) == ['x.png', 'y.png'] and names(found.renamed) == ['y.png']
+    assert (found.looked_at, found.alike) == (1, 3)
+    monkeypatch.setattr(copies, 'find_copies', lambda a, b: copies.Copies([], [], 1, 3))
+    copies.check_copies(train, validation)
+    assert 'renamed copies were looked for among 1 of the 3 validation images that have the size of a' in caplog.text
+
+
+def test_a_few_renamed_copies_are_left_in_and_named(tmp_path, caplog):
+    train = blobs(tmp_path / 'a', x=b'abc')
+    validation = blobs(tmp_path / 'b', y=b'abc', **{f'n{i}': bytes(i + 4) for i in range(100)})
+    copies.check_copies(train, validation)
+    assert re.search(r'1 validation images are training images too, 1 under other names, e.g. .*y.png: they are few of '
+                     '101, and left in', caplog.text)
+    (tmp_path / 'b/c/x.png').write_bytes(b'abc')
+    with pytest.raises(SFTeacherError, match='2 validation images are training images too, 1 under other names'):
+        copies.check_copies(train, FolderReader(tmp_path / 'b'))
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    train, validation = blobs(tmp_path / 'a', x=b'abc'), blobs(tmp_path / 'b', y=b'abc')
+    monkeypatch.setattr(copies, '_head', lambda path: os.stat(path + '.gone'))      # root may read everything
+    with pytest.raises(SFTeacherError, match=r'png.gone cannot be read \(No such file.*\): make it readable, or take'):
+        copies.check_copies(train, validation)
 
 
 def test_splits_of_one_dataset_must_differ():
