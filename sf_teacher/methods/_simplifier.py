@@ -92,7 +92,7 @@ class CollapseWatch:
         Args:
             teacher: The teacher's logits [B, K].
             targets: The simplifier's [B, K].
-            labels: [B], or soft [B, K].
+            labels: [B], or soft [B, K]; where one is negative, there is none and the teacher's own class stands in.
             temperature: tau of the distillation loss.
             training: Whether to count the batch.
 
@@ -100,6 +100,7 @@ class CollapseWatch:
             ``"target_top1"`` in percent and ``"target_entropy"`` in nats, of the softened targets.
         """
         labels = labels if labels.ndim == 1 else labels.argmax(-1)
+        labels = labels.where(labels >= 0, teacher.argmax(-1))
         both = torch.stack([teacher, targets]).float()
         accuracy, spread = top1(both, labels), entropy(both, temperature)
         if training and not self.warned:

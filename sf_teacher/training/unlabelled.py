@@ -85,8 +85,6 @@ def check_settings(config: StudentRun) -> None:
     if not config.teacher:
         raise SettingError(f'{given}: without a teacher there is nothing to learn of images without labels; give '
                            f'{setting("teacher")}')
-    if config.kd != 'plain':
-        raise SettingError(f'{given} goes with {setting("kd", "plain")} only: the simplifier is watched by labels')
     if config.mixes:
         raise SettingError(f'{given} does not go with mixup and cutmix, which mix labels too: leave them at 0')
     if not config.distill_loss_weight:

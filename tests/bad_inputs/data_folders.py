@@ -83,7 +83,6 @@ CHANNELS = {f'{n} channels': (
     f'input_size with {n} channels: images are read as grey') for n in (2, 4)}
 UNLABELLED = [
     (dict(teacher=''), 'without a teacher there is nothing to learn of images without labels'),
-    (dict(kd='student_friendly'), "goes with kd='plain' only"),
     (dict(mixup=0.2), 'does not go with mixup and cutmix, which mix labels too'),
     (dict(distill_loss_weight=0.), 'has no effect with distill_loss_weight=0.0'),
     (dict(unlabelled='nowhere'), "unlabelled='nowhere' is neither a folder of images nor a .tar"),

@@ -5,9 +5,10 @@ import logging
 import pytest
 
 from sf_teacher import SFTeacherError, cli
+from sf_teacher.analysis.report import report
 from sf_teacher.training.data import load_data
 from sf_teacher.training.planning import plan_student, plan_teacher
-from sf_teacher.training.settings import DataConfig, StudentRun, TeacherRun
+from sf_teacher.training.settings import DataConfig, ReportRun, StudentRun, TeacherRun
 
 from . import training_runs as runs
 
@@ -67,6 +68,19 @@ def test_another_order_is_refused_and_can_be_mapped(trained, tmp_path):
         student(trained, data, class_map=str(tmp_path / 'other.txt'))
     (tmp_path / 'map.txt').write_text('cat\ndog\nfish\nowl\n')
     assert student(trained, data, class_map=str(tmp_path / 'map.txt')).data.class_names == ['cat', 'dog', 'fish', 'owl']
+
+
+def test_a_report_refuses_another_order_before_any_student_is_trained(trained, tmp_path, monkeypatch):
+    data = renamed(tmp_path / 'd', 'cat', 'dog', 'fish', 'owl')
+    (tmp_path / 'other.txt').write_text('dog\ncat\nfish\nowl\n')
+    monkeypatch.setattr('sf_teacher.analysis.pilots.fit', lambda *args: pytest.fail('a student was trained'))
+    config = dict(teachers=(str(trained),), student='test_resnet', data=str(data), seeds=2, epochs=1, **COMMON)
+    with pytest.raises(SFTeacherError, match="of the data in another order: class 0 is 'cat' there and 'dog' in"):
+        report(ReportRun(**config, class_map=str(tmp_path / 'other.txt'), output=str(tmp_path / 'out')))
+    assert not (tmp_path / 'out').exists()
+    assert cli.main(['report', str(trained), '--student', 'test_resnet', '--data', str(data), '--in-memory', '--output',
+                     str(tmp_path / 'out'), '--device', 'cpu', '--class-map', str(tmp_path / 'other.txt')]) == 1
+    assert not (tmp_path / 'out').exists()
 
 
 def test_what_cannot_be_checked_is_said(trained, tmp_path, caplog):

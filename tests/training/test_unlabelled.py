@@ -8,7 +8,9 @@ import timm
 import torch
 
 from sf_teacher import SFTeacherError, cli
+from sf_teacher.methods._simplifier import CollapseWatch
 from sf_teacher.training.planning import plan_student
+from sf_teacher.training.runs import distill
 from sf_teacher.training.settings import StudentRun
 from sf_teacher.training.unlabelled import LabelledOnly, WithUnlabelled
 
@@ -22,7 +24,7 @@ def root(tmp_path_factory):
     runs.folder(path / 'data')
     images = runs.folder(path / 'more')
     (path / 'flat').mkdir()
-    for i, image in enumerate(sorted((images / 'validation').rglob('*.png'))):
+    for i, image in enumerate(sorted((images / 'train').rglob('*.png'))):
         shutil.copy(image, path / 'flat' / f'u{i}.png')
     with tarfile.open(path / 'flat.tar', 'w') as tar:
         tar.add(path / 'flat', arcname='.')
@@ -33,10 +35,14 @@ def root(tmp_path_factory):
     return path
 
 
-def plan(root, **kwargs):
-    return plan_student(StudentRun(**{
+def plan_config(root, **kwargs):
+    return StudentRun(**{
         'teacher': str(root / 'teacher'), 'student': 'test_resnet', 'data': str(root / 'data'), 'device': 'cpu',
-        'batch_size': 8, 'unlabelled': str(root / 'flat'), 'workers': 0, 'no_aug': True, **kwargs}))
+        'batch_size': 8, 'unlabelled': str(root / 'flat'), 'workers': 0, 'no_aug': True, **kwargs})
+
+
+def plan(root, **kwargs):
+    return plan_student(plan_config(root, **kwargs))
 
 
 def labels(found):
@@ -75,6 +81,37 @@ def test_the_loss_is_cross_entropy_of_the_labelled_and_distillation_of_all(root)
         torch.testing.assert_close(result['loss'], 0.1 * ce + 0.9 * t ** 2 * kd, rtol=1e-4, atol=1e-5)
         result['loss'].backward()
         assert state is None or all(p.grad is not None for p in task.get_trainable_module().parameters())
+
+
+def test_the_simplifier_needs_no_label_either(root, tmp_path):
+    """Its loss is the distillation loss alone, and its targets are watched by the teacher's own classes."""
+    task = plan(root, kd='student_friendly').task.train()
+    with torch.no_grad():
+        torch.nn.init.normal_(task.simplifier.proj.weight)
+    images, target = torch.randn(8, *runs.SIZE), torch.tensor([0, -1, 2, -1, -1, 3, -1, -1])
+    state = {k: v.clone() for k, v in task.state_dict().items()}
+    results = []
+    for labels in (target, target.clamp(min=0), torch.full((8,), -1)):
+        task.load_state_dict(state)
+        results.append(task(images, labels))
+    assert len({float(result['kd_loss']) for result in results}) == 1
+    known = target >= 0
+    expected = torch.nn.functional.cross_entropy(results[0]['output'][known], target[known])
+    torch.testing.assert_close(results[0]['task_loss'], expected)
+    assert results[2]['task_loss'] == 0. and 0 <= results[2]['target_top1'] <= 100
+    results[2]['loss'].backward()
+    assert task.simplifier.qkv.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in task.student.parameters())
+    rows, folder = distill(plan_config(root, kd='student_friendly', output=str(tmp_path / 'run'), epochs=1))
+    assert rows[0]['train_kd_loss'] > 0 and 'train_target_entropy' in rows[0] and folder.exists()
+
+
+def test_without_the_projection_the_targets_agree_with_the_teacher_where_there_is_no_label():
+    watch, teacher = CollapseWatch(), torch.randn(6, 4)
+    labels = torch.tensor([0, -1, -1, 1, -1, 2])
+    found = watch.update(teacher, teacher, labels, 4., True)['target_top1']
+    right = (teacher.argmax(-1) == labels) | (labels < 0)
+    assert found == pytest.approx(100 * right.float().mean().item())
 
 
 def test_labels_of_all_images_change_nothing():
