@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..checks import check_model, check_size
 from ..errors import SFTeacherError
@@ -20,6 +19,7 @@ from ..split.selection import Boundaries
 from ..split.split_points import student_boundaries
 from ..split.teacher_taps import teacher_boundaries
 from ..task import StudentFriendlyTask
+from ..training.cost import step_cost
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def inspect(
         SFTeacherError: As `wrap`.
     """
     config = get_method(method)
-    model, size, on_meta = _teacher(teacher, num_classes, input_size)
+    model, size = _teacher(teacher, num_classes, input_size)
     classes = model.num_classes
     found, _ = teacher_boundaries(model, size)
     chosen = {b.name for b in default_boundaries(found)}
@@ -63,7 +63,7 @@ def inspect(
         'input_size': list(size),
         'students': [],
         'method': {'name': type(config).__name__, **options(config)},
-        'plain_step': _cost(model, size, lambda x: model(x).sum(), on_meta),
+        'plain_step': step_cost(model, size, lambda x: model(x).sum()),
     }
     built = []
     for name in students:
@@ -84,11 +84,11 @@ def inspect(
     result['pairs'] = _pairs(task)
     result['branch_parameters'] = _count(task.branches) if task.branches is not None else 0
     task.set_epoch(0, 1)
-    result['step'] = _cost(task, size, lambda x: task.losses(x, target)['loss'], on_meta, batch=2)
+    result['step'] = step_cost(task, size, lambda x: task.losses(x, target)['loss'])
     return result
 
 
-def _teacher(name: str, num_classes: int | None, input_size: Size | None) -> tuple[Any, Size, bool]:
+def _teacher(name: str, num_classes: int | None, input_size: Size | None) -> tuple[Any, Size]:
     for device in ('meta', 'cpu'):
         try:
             with torch.device(device):
@@ -98,7 +98,7 @@ def _teacher(name: str, num_classes: int | None, input_size: Size | None) -> tup
             size = check_size(input_size or default_input_size(model))
             if device == 'meta':
                 model.eval()(torch.empty(1, *size, device='meta'))
-            return model.train(), size, device == 'meta'
+            return model.train(), size
         except SFTeacherError:
             raise
         except Exception as error:  # computes with values: one real pass
@@ -131,41 +131,6 @@ def _pairs(task: StudentFriendlyTask) -> list[dict[str, Any]]:
                 'transform': str(branch.transform), 'parameters': _count(branch.transform),
             })
     return pairs
-
-
-def _cost(
-        model: nn.Module,
-        size: Size,
-        loss: Callable[[torch.Tensor], torch.Tensor],
-        on_meta: bool,
-        batch: int = 2,
-) -> dict[str, float]:
-    """FLOPs and kept activations of one training step, per image; in train mode, so at a batch size of 2."""
-    modes = [(m, m.training) for m in model.modules()]
-    x = torch.zeros(batch, *size, device='meta' if on_meta else 'cpu')
-    kept: dict[int, int] = {}
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-
-    def keep(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(t)
-        return t
-
-    alive: list[torch.Tensor] = []
-    state = None if on_meta else {k: v.clone() for k, v in model.state_dict().items()}
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            value = loss(x)
-        value.backward()
-    model.zero_grad(set_to_none=True)
-    if state is not None:
-        model.load_state_dict(state)
-    for m, training in modes:
-        m.training = training
-    return {'gflops_per_image': counter.get_total_flops() / batch / 1e9,
-            'activation_mb_per_image': sum(kept.values()) / batch / 2 ** 20}
 
 
 def _count(model: nn.Module) -> int:

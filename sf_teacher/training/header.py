@@ -7,13 +7,15 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..task import StudentFriendlyTask
 from .components import eval_model
+from .cost import step_ratio
 from .interruption import World
 from .planning import Plan
 
 
 def header(plan: Plan) -> str:
-    """Models, boundaries, device, threads, images per class and split, steps."""
+    """Models, boundaries, device, threads, images per class and split, steps and what one costs."""
     config, task, world = plan.config, plan.task, World.current()
     steps = len(plan.train_loader)
     device = f'{task.device}' + (f' with {config.threads} threads' if task.device.type == 'cpu' else '')
@@ -24,6 +26,7 @@ def header(plan: Plan) -> str:
         *(f'{"data:" if i == 0 else "":9} {line}' for i, line in enumerate(plan.data.contents)),
         f'steps:    {config.epochs} epochs of {steps} steps of {config.batch_size * world.size} images, '
         f'{config.epochs * steps} in all',
+        *_cost(task, plan),
         f'output:   {config.output}',
     ])
 
@@ -42,6 +45,13 @@ def _models(task: TrainingTask, plan: Plan) -> list[str]:
         if names:
             lines.append(f'branches: at {", ".join(map(str, names))}')
     return lines
+
+
+def _cost(task: TrainingTask, plan: Plan) -> list[str]:
+    if not isinstance(task, StudentFriendlyTask):
+        return []
+    return [f'cost:     a step takes about {step_ratio(task, plan.config.epochs):.2f} x a plain step of the teacher '
+            f'(FLOPs)']
 
 
 def _millions(module: Any) -> str:

@@ -20,9 +20,12 @@ from timm.task import ClassificationTask
 
 import sf_teacher
 from sf_teacher import SFTeacherError, cli, training
+from sf_teacher.analysis.inspection import inspect
 from sf_teacher.errors import SettingError
+from sf_teacher.methods import METHODS
 from sf_teacher.training import Interrupted, evaluate, fit, threads
 from sf_teacher.training.components import create_optimizer
+from sf_teacher.training.cost import step_ratio
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.progress import Average, Progress
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
@@ -288,9 +291,21 @@ def test_a_header_says_what_will_be_done_and_curves_what_was(tmp_path, caplog):
                  'device:   cpu with 1 threads, images 3x16x16', 'data:     train: 24 images of 4 classes (class0 6',
                  'validation: 24 images', 'steps:    2 epochs of 3 steps of 8 images, 6 in all'):
         assert text in caplog.text
+    known = inspect('test_resnet', ['test_resnet'], num_classes=4, input_size=(3, 16, 16))
+    ratio = known['step']['gflops_per_image'] / known['plain_step']['gflops_per_image']
+    assert f'cost:     a step takes about {ratio:.2f} x a plain step of the teacher (FLOPs)' in caplog.text
     with Image.open(tmp_path / 'run/curves.png') as picture:
         assert picture.width > 900      # three panels
     assert read_yaml(tmp_path / 'run/config.yaml')['threads'] == 1
+
+
+@pytest.mark.parametrize('method', METHODS.of_phase('teacher'))
+def test_counting_what_a_step_costs_leaves_the_task_as_it_is(method):
+    task = runs.task(method)
+    before = copy.deepcopy(task.get_checkpoint_state())
+    assert 1. <= step_ratio(task, 3) < 6.
+    torch.testing.assert_close(task.get_checkpoint_state(), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in task.parameters()) and task.progress.epochs is None
 
 
 def test_without_matplotlib_that_is_said(tmp_path, monkeypatch, caplog):

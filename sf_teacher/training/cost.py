@@ -1,0 +1,64 @@
+"""What a training step costs, counted before anything is trained."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..task import StudentFriendlyTask
+
+
+def step_cost(
+        model: nn.Module,
+        size: Sequence[int],
+        loss: Callable[[torch.Tensor], torch.Tensor],
+        batch: int = 2,
+) -> dict[str, float]:
+    """FLOPs and kept activations of one training step, per image; in train mode, so at a batch size of 2.
+
+    Args:
+        model: What is trained, on the meta device where it allows that; it is left as it was.
+        size: (C, H, W).
+        loss: From images to the loss that is minimised.
+        batch: Images in the step.
+    """
+    modes = [(m, m.training) for m in model.modules()]
+    device = next(model.parameters()).device
+    x = torch.zeros(batch, *size, device=device)
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(t)
+        return t
+
+    alive: list[torch.Tensor] = []
+    state = None if device.type == 'meta' else {k: v.clone() for k, v in model.state_dict().items()}
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            value = loss(x)
+        value.backward()
+    model.zero_grad(set_to_none=True)
+    if state is not None:
+        model.load_state_dict(state)
+    for m, training in modes:
+        m.training = training
+    return {'gflops_per_image': counter.get_total_flops() / batch / 1e9,
+            'activation_mb_per_image': sum(kept.values()) / batch / 2 ** 20}
+
+
+def step_ratio(task: StudentFriendlyTask, epochs: int) -> float:
+    """FLOPs of a step of the first epoch over those of plain training; a copy of the task is run, on two images."""
+    task = copy.deepcopy(task).train()
+    task.criterion = nn.CrossEntropyLoss()      # the loss of mixed targets costs the same: nothing
+    task.set_epoch(0, epochs)
+    target, index = torch.zeros(2, dtype=torch.long, device=task.device), torch.arange(2, device=task.device)
+    ours = step_cost(task, task.input_size, lambda x: task.losses(x, target, index=index)['loss'])
+    plain = step_cost(task.teacher, task.input_size, lambda x: task.teacher(x).sum())
+    return ours['gflops_per_image'] / plain['gflops_per_image']
