@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--format', default='timm', metavar='FORMAT',
         help="'torchvision' adds torchvision.pth, for torchvision's model of the same name (default %(default)s)",
     )
+    parser.add_argument(
+        '--layout', metavar='ZOO',
+        help="'repdistiller' or 'mdistiller', for a net of theirs given by --factory: adds ckpt_epoch_240.pth, which "
+        'they load as a teacher of their own',
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ..exporting.card import portable_path
     from ..exporting.checkpoint import load_checkpoint
-    from ..exporting.exporter import TORCHDISTILL, export
+    from ..exporting.exporter import TORCHDISTILL, ZOO, export
     from ..exporting.reload import import_factory
 
     if (args.model is None) == (args.factory is None) or (args.model is not None and args.num_classes is None):
@@ -69,7 +74,11 @@ def run(args: argparse.Namespace) -> None:
         metadata=args.metadata,
         overwrite=args.overwrite,
         format=args.format,
+        layout=args.layout,
     )
+    if args.layout:
+        print(f'{folder}: exported and verified; {args.layout} loads {folder / ZOO} as it is')
+        return
     if args.factory:
         print(f'{folder}: exported and verified; its README.md says how to load it')
         return

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import sf_teacher
-from sf_teacher import SFTeacherError
+from sf_teacher import SFTeacherError, cli
 
 NETS = '''
 import torch
@@ -83,6 +83,28 @@ def test_a_net_of_the_repository_goes_back_to_it(layout, load, nets, tmp_path):
     (folder / 'ckpt_epoch_240.pth').write_bytes(b'')
     with pytest.raises(SFTeacherError, match=r'ckpt_epoch_240.pth is truncated or changed'):
         sf_teacher.verify(folder, factory=f'like_{layout}.nets:resnet32x4')
+
+
+@pytest.mark.parametrize('layout,load', [
+    ('repdistiller', loaded_as_repdistiller), ('mdistiller', loaded_as_mdistiller)], ids=['repdistiller', 'mdistiller'])
+def test_a_checkpoint_goes_back_from_the_command_line(layout, load, nets, tmp_path, monkeypatch, capsys):
+    """Of a net that was trained elsewhere, e.g. by Lightning; no adapter is needed to load it there."""
+    net = __import__(f'like_{layout}').resnet32x4(num_classes=7)
+    state = {f'model.{key}': value for key, value in net.state_dict().items()}
+    torch.save({'state_dict': state}, tmp_path / 'net.ckpt')
+    monkeypatch.chdir(tmp_path / 'code')
+    folder = tmp_path / 'resnet32x4_vanilla'
+    command = ['export', str(tmp_path / 'net.ckpt'), str(folder), '--factory', f'like_{layout}.nets:resnet32x4',
+               '--model-args', '{"num_classes": 7}', '--input-size', '3', '16', '16', '--mean', '0.5', '--std', '0.25']
+    assert cli.main([*command, '--layout', 'zoo']) == 1
+    assert "layout is one of 'repdistiller', 'mdistiller', got 'zoo'" in capsys.readouterr().err
+    assert cli.main(['export', *command[1:3], '--model', 'test_resnet', '--num-classes', '7', '--layout', layout]) == 1
+    assert not folder.exists()
+    assert cli.main([*command, '--layout', layout]) == 0
+    assert f'{layout} loads {folder}/ckpt_epoch_240.pth as it is' in capsys.readouterr().out
+    again = load(folder / 'ckpt_epoch_240.pth')
+    assert list(again.state_dict()) == list(net.state_dict())
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in again.state_dict().items())
 
 
 @pytest.mark.parametrize('folder,arguments,message', [
