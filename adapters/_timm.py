@@ -77,44 +77,6 @@ def _check_classes(model_name: str, available: int | None, num_classes: int | No
             f'\'local-dir:FOLDER\' or checkpoint_path' + (', or leave num_classes out' if available else ''))
 
 
-def check_label_names(teacher: Any, label_names: Sequence[str] | str | None, model_name: str) -> None:
-    """Refuse a teacher whose logits mean other classes than the labels of the data.
-
-    Args:
-        teacher: A timm model, whose configuration holds the names if its folder does.
-        label_names: The data's class names in the order of its labels: a list, a text file with one a line, or an
-            ImageFolder's folder, whose subfolders torchvision orders by name. None compares nothing.
-        model_name: For messages.
-
-    Raises:
-        SFTeacherError: The names or their order differ, or there are no such names to compare.
-    """
-    if label_names is None:
-        return
-    path = Path(label_names) if isinstance(label_names, str) else None
-    if path is not None and not path.exists():
-        raise SFTeacherError(f'label_names {label_names!r} does not exist (working directory {Path.cwd()}): give a '
-                             f'list of names, a file with one a line, or the folder of an ImageFolder')
-    names = [str(name) for name in label_names] if path is None else path.read_text().split('\n') if path.is_file() \
-        else sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-    names = [name for name in names if name]
-    known = (teacher.pretrained_cfg or {}).get('label_names')
-    if isinstance(known, Mapping):      # JSON makes strings of the indices
-        known = [known[key] for key in sorted(known, key=int)]
-    if not known:
-        raise SFTeacherError(f'teacher {model_name!r} holds no names of its classes, so their order cannot be compared '
-                             f'with label_names: export it with class_names, or leave label_names out')
-    if list(known) == names:
-        return
-    if sorted(known) == sorted(names):
-        at = next(i for i, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1])
-        differ = f'the same classes in another order: class {at} is {known[at]!r}, and {names[at]!r} in label_names'
-    else:
-        mine, yours = ([n for n in left if n not in set(right)] for left, right in ((known, names), (names, known)))
-        differ = f'other classes: {len(known)}, among them {mine[:3]}, against {len(names)}, among them {yours[:3]}'
-    raise SFTeacherError(f'teacher {model_name!r} has {differ}. Give the data that it was trained on, in that order')
-
-
 def build_model(model_name: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model``, with errors that say what was asked for."""
     if model_name.lower().startswith(LOCAL):

@@ -4,13 +4,13 @@ from typing import Any
 
 import timm
 import torch
-import torchvision
 from torch import nn
 
 from sf_teacher import SFTeacherError
-from sf_teacher.exporting.torchvision_format import to_torchvision
+from sf_teacher.exporting.torchvision_format import torchvision_model
 
-from ._timm import LOCAL, build_teacher, check_label_names
+from ._label_names import follow_label_names
+from ._timm import LOCAL, build_teacher
 
 
 def build_torchvision_teacher(
@@ -23,7 +23,7 @@ def build_torchvision_teacher(
     Args:
         model_name: ``local-dir:FOLDER``, an exported folder.
         num_classes: Classes; the folder knows its own and refuses others.
-        label_names: See `check_label_names`.
+        label_names: See `follow_label_names`.
 
     Returns:
         ``torchvision.models.NAME``; on an image of the size that the teacher was made for it gives the same logits as
@@ -36,19 +36,16 @@ def build_torchvision_teacher(
         raise SFTeacherError(f'model_name {model_name!r}: give \'{LOCAL}FOLDER\', a folder that `sf-teacher export` '
                              f'wrote. torchvision\'s own weights come under torchvision\'s own key')
     teacher: Any = build_teacher(model_name, num_classes=num_classes)
-    check_label_names(teacher, label_names, model_name)
+    follow_label_names(teacher, label_names, model_name)
     arch = teacher.pretrained_cfg['architecture']
     inputs = torch.randn(2, *timm.data.resolve_model_data_config(teacher)['input_size'],
                          generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits = teacher(inputs)
     try:
-        state = to_torchvision(arch, teacher.state_dict(), inputs, logits)
+        return torchvision_model(arch, teacher.state_dict(), inputs, logits)
     except SFTeacherError as error:
         raise SFTeacherError(
             f'model_name {model_name!r}: torchvision has no model that computes what this {arch} computes. Use the '
             f'key \'sf_teacher.timm_teacher\', and name its modules as `sf-teacher inspect {arch} --hooks` shows them '
             f'({error})') from error
-    model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=logits.shape[1])
-    model.load_state_dict(state)
-    return model.eval()

@@ -36,10 +36,11 @@ from sf_teacher import SFTeacherError
 from sf_teacher.methods import METHODS
 from sf_teacher.methods.base import Method
 
+from ._label_names import follow_label_names
 from ._loss import MethodLoss
 from ._module_paths import remember
 from ._student_method import Teacher4StudentMethod
-from ._timm import build_model, build_teacher, check_label_names
+from ._timm import build_model, build_teacher
 from ._torchdistill import Teacher4Method
 from ._torchvision import build_torchvision_teacher
 
@@ -64,12 +65,13 @@ def timm_teacher(
         checkpoint_path: Weights for a timm name, e.g. the ``teacher.pth`` of an exported folder.
         pretrained: Whether a timm name comes with timm's pretrained weights.
         num_classes: Classes; an exported folder knows its own and refuses others.
-        label_names: The data's class names in the order of its labels, to be compared with those that an exported
-            folder holds: a list, a text file with one a line, or an ImageFolder's folder.
+        label_names: The data's class names in the order of its labels: a list, a text file with one a line, or an
+            ImageFolder's folder. An exported folder that holds the same names in another order gives logits in this
+            one; other names are refused.
         **kwargs: Further arguments of ``timm.create_model``.
 
     Raises:
-        SFTeacherError: There are no weights, they are not this model's, or its classes are others or in another order.
+        SFTeacherError: There are no weights, they are not this model's, or its classes are others.
 
     .. code-block:: YAML
        :caption: An exported teacher; ``src_ckpt`` is not needed.
@@ -80,7 +82,7 @@ def timm_teacher(
             model_name: 'local-dir:./exported/resnet50-sft'
     """
     teacher = build_teacher(model_name, checkpoint_path, pretrained, num_classes, **kwargs)
-    check_label_names(teacher, label_names, model_name)
+    follow_label_names(teacher, label_names, model_name)
     data = timm.data.resolve_model_data_config(teacher)
     logger.info(f'Teacher `{model_name}` in eval mode; made for images of size {data["input_size"]} normalised with '
                 f'mean {data["mean"]} and std {data["std"]}: give it the same')
@@ -103,8 +105,8 @@ def torchvision_teacher(
         label_names: As for `timm_teacher`.
 
     Raises:
-        SFTeacherError: The folder is missing or damaged, its classes are others or in another order, or torchvision
-            has no model that computes the same.
+        SFTeacherError: The folder is missing or damaged, its classes are others, or torchvision has no model
+            that computes the same.
 
     .. code-block:: YAML
        :caption: An exported ResNet in a config that hooks `avgpool` or `layer4.-1.relu`; nothing else changes.

@@ -152,18 +152,14 @@ def torchvision_paths(model: Any, arch: str, size: Size) -> list[Hook]:
     Returns:
         Paths of at most two levels that have a counterpart; empty where torchvision has no such model.
     """
-    import torchvision
-
-    from ..exporting.torchvision_format import to_torchvision
+    from ..exporting.torchvision_format import torchvision_model
 
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     ours = _Run(model, x)
     try:
-        state = to_torchvision(arch, model.state_dict(), x, ours.logits)
+        twin = torchvision_model(arch, model.state_dict(), x, ours.logits)
     except SFTeacherError:
         return []
-    twin = torchvision.models.get_model(arch, weights=None, num_classes=ours.logits.shape[1])
-    twin.load_state_dict(state)
     found = []
     for name, io in _Run(twin, x).io.items():
         if name and name.count('.') < 2 and 'output' in io and (here := ours.equals(io['output'], like=name)):

@@ -5,6 +5,7 @@
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -16,6 +17,7 @@ from ..validation import like_it
 
 TOLERANCE = 1e-5    # of the largest logit: the two compute the same, possibly in another order
 NAMES = Path(__file__).with_name('torchvision_names.py')
+AUXILIARY = {'inception_v3': {'aux_logits': False, 'init_weights': False}}  # torchvision adds a classifier
 State = Mapping[str, torch.Tensor]
 
 
@@ -48,7 +50,13 @@ def relation(arch: str) -> str:
     return 'same' if list(found) == list(state) else 'mapped'
 
 
-def to_torchvision(arch: str, state: State, inputs: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+def to_torchvision(
+        arch: str,
+        state: State,
+        inputs: torch.Tensor,
+        logits: torch.Tensor,
+        **kwargs: Any,
+) -> dict[str, torch.Tensor]:
     """Translate a timm model's weights to those of torchvision's model of the same name.
 
     Both list the same tensors in the same order, or they are not translated; what decides is that torchvision's model
@@ -59,6 +67,7 @@ def to_torchvision(arch: str, state: State, inputs: torch.Tensor, logits: torch.
         state: The timm model's state_dict.
         inputs: Images [B, C, H, W] of the size the model is used at.
         logits: The timm model's logits for them [B, K], in eval mode.
+        **kwargs: Further arguments of torchvision's model.
 
     Returns:
         The state_dict of ``torchvision.models.ARCH(num_classes=K)``; the keys are those of `state` where the two agree.
@@ -69,8 +78,8 @@ def to_torchvision(arch: str, state: State, inputs: torch.Tensor, logits: torch.
     if arch not in torchvision.models.list_models():
         raise _refused(arch, f'torchvision has no model of this name{like_it(arch, shared_names())}')
     with torch.device('meta'):
-        model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=logits.shape[1]).eval()
-    wanted = model.state_dict()
+        model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=logits.shape[1], **kwargs)
+    model, wanted = model.eval(), model.state_dict()
     if len(wanted) != len(state):
         raise _refused(arch, f'it has {len(state)} tensors and torchvision\'s has {len(wanted)}')
     if {k: v.shape for k, v in wanted.items()} == {k: v.shape for k, v in state.items()}:
@@ -89,6 +98,19 @@ def to_torchvision(arch: str, state: State, inputs: torch.Tensor, logits: torch.
     if not difference <= TOLERANCE * logits.abs().max().item():
         raise _refused(arch, f'torchvision\'s model gives other logits on the same weights, by up to {difference:.2g}')
     return translated
+
+
+def torchvision_model(arch: str, state: State, inputs: torch.Tensor, logits: torch.Tensor) -> nn.Module:
+    """torchvision's model of this name with a timm model's weights, in eval mode; arguments as `to_torchvision`.
+
+    Raises:
+        SFTeacherError: torchvision has no such model, even without the auxiliary classifier that only training uses.
+    """
+    kwargs = AUXILIARY.get(arch, {})
+    translated = to_torchvision(arch, state, inputs, logits, **kwargs)
+    model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=logits.shape[1], **kwargs)
+    model.load_state_dict(translated)
+    return model.eval()
 
 
 def _leaves(key: str) -> tuple[str, ...]:

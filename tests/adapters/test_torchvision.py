@@ -116,6 +116,14 @@ def test_the_command_line_prints_the_lines_to_paste(tmp_path, quick, capsys):
 
 
 class TestTeacherKey:
+    def test_inception_v3_is_torchvisions_without_its_auxiliary_classifier(self, tmp_path, quick):
+        teacher = model('inception_v3').eval()
+        folder = export(teacher, tmp_path / 'teacher', input_size=(3, 75, 75), mean=HALF, std=HALF)
+        found = get_model('sf_teacher.torchvision_teacher', model_name=f'local-dir:{folder}')
+        assert isinstance(found, torchvision.models.Inception3) and not any(m.training for m in found.modules())
+        x = torch.randn(2, 3, 75, 75)
+        torch.testing.assert_close(found(x), teacher(x), rtol=0, atol=1e-4)
+
     @pytest.mark.parametrize('name', ['resnet18', 'vgg11', 'efficientnet_b0'])
     def test_gives_torchvisions_module_in_eval_mode(self, tmp_path, quick, name):
         teacher = model(name).eval()

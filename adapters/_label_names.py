@@ -1,0 +1,78 @@
+"""Classes of a teacher and of the data, by name: in another order, the teacher's logits follow the data."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torchdistill.common.constant import def_logger
+
+from sf_teacher import SFTeacherError
+from sf_teacher.exporting.normalise import class_names_of
+
+logger = def_logger.getChild(__name__)
+
+
+def follow_label_names(teacher: Any, label_names: Sequence[str] | str | None, model_name: str) -> None:
+    """Put a teacher's logits into the order of the data's labels, by the names of the classes.
+
+    The rows of its classifier change places, so that hooks on the classifier see the data's order too.
+
+    Args:
+        teacher: A timm model, whose configuration holds the names if its folder does; changed in place.
+        label_names: The data's class names in the order of its labels: a list, a text file with one a line, or an
+            ImageFolder's folder, whose subfolders torchvision orders by name. None leaves the teacher as it is.
+        model_name: For messages.
+
+    Raises:
+        SFTeacherError: The data has other classes, there are no names to compare, or the classifier is not one with a
+            row for each class.
+    """
+    known = class_names_of(teacher)
+    if label_names is None:
+        logger.info(f'Teacher `{model_name}`: whether its classes have the order of the data\'s labels cannot be '
+                    f'checked without {"label_names" if known else "names of its classes"}')
+        return
+    names = _read(label_names)
+    if not known:
+        raise SFTeacherError(f'teacher {model_name!r} holds no names of its classes, so their order cannot be compared '
+                             f'with label_names: export it with class_names, or leave label_names out')
+    if sorted(known) != sorted(names) or len(set(names)) != len(names):
+        mine, yours = ([n for n in left if n not in set(right)] for left, right in ((known, names), (names, known)))
+        raise SFTeacherError(f'teacher {model_name!r} has other classes: {len(known)}, among them {mine[:3]}, against '
+                             f'{len(names)}, among them {yours[:3]}. Give the data that it was trained on')
+    if known != names:
+        _reorder(teacher, [known.index(name) for name in names], model_name)
+        teacher.pretrained_cfg = {**teacher.pretrained_cfg, 'label_names': names}
+        moved = next(i for i, name in enumerate(names) if name != known[i])
+        logger.info(f'Teacher `{model_name}`: its logits were put into the order of label_names; class {moved} was '
+                    f'{known[moved]!r} and is {names[moved]!r}')
+
+
+def _read(label_names: Sequence[str] | str) -> list[str]:
+    if not isinstance(label_names, str):
+        return [str(name) for name in label_names]
+    path = Path(label_names)
+    if path.is_dir():
+        return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    if path.is_file():
+        return [name for name in path.read_text().split('\n') if name]
+    raise SFTeacherError(f'label_names {label_names!r} does not exist (working directory {Path.cwd()}): give a list of '
+                         f'names, a file with one a line, or the folder of an ImageFolder')
+
+
+@torch.no_grad()
+def _reorder(teacher: Any, order: list[int], model_name: str) -> None:
+    """Let class i be what class ``order[i]`` was."""
+    x = torch.randn(2, *timm.data.resolve_model_data_config(teacher)['input_size'],
+                    generator=torch.Generator().manual_seed(0))
+    wanted = teacher(x)[:, order]
+    heads = teacher.get_classifier()        # several in DeiT and its like, whose logits are averaged
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        for parameter in head.parameters():
+            if len(parameter) == len(order):
+                parameter.copy_(parameter[order])
+    if not torch.allclose(teacher(x), wanted, rtol=1e-4, atol=1e-5):
+        raise SFTeacherError(f'teacher {model_name!r} has its classes in another order than label_names, and its '
+                             f'classifier ({type(heads).__name__}) has no row for each class that could be moved: '
+                             f'give the data in the order of the teacher, {class_names_of(teacher)}')
