@@ -1,8 +1,9 @@
 """Write docs/toolboxes/torchdistill_configs.md: torchdistill's own ILSVRC2012 configs with an exported teacher.
 
-`python docs/make_torchdistill_table.py CHECKOUT`, with a clone of https://github.com/yoshitomo-matsubara/torchdistill.
-Every config that has a teacher is loaded as it is, but for the teacher's block, fewer and smaller images, one epoch a
-stage, and as many memory slots as images in CRD's; then one step of each stage is run. Minutes on two cores.
+`python docs/make_torchdistill_table.py CHECKOUT SC2`, with clones of github.com/yoshitomo-matsubara/torchdistill and of
+its sc2-benchmark, which has the students of eight configs and needs `pip install compressai`. Every config that has a
+teacher is loaded as it is, but for the teacher's block, the student's pretrained weights, fewer and smaller images, one
+epoch a stage, and as many memory slots as images in CRD's; then one step of each stage is run. Minutes on two cores.
 """
 import argparse
 import copy
@@ -37,10 +38,12 @@ KEYS = ('sf_teacher.torchvision_teacher', 'sf_teacher.timm_teacher')
 HEAD = """\
 # torchdistill's own ILSVRC2012 configs
 
-Written by `python docs/make_torchdistill_table.py CHECKOUT`: torchdistill's configs at commit {commit}, torchdistill
-{torchdistill}, timm {timm}, torch {torch}, torchvision {torchvision}. Each of its official and sample configs with a
-teacher is built, and one step of every stage run on two random images, with an exported teacher of that architecture in
-place of torchvision's: nothing changes but the teacher's block (and `dependencies:`, which names our module).
+Written by `python docs/make_torchdistill_table.py CHECKOUT SC2`: torchdistill's configs at commit {commit}, its
+author's sc2-benchmark at commit {sc2} (the students of GHND and HND), torchdistill {torchdistill}, timm {timm}, torch
+{torch}, torchvision {torchvision}. Each of its official and sample configs with a teacher is built, and one step of
+every stage run on two random images, with an exported teacher of that architecture in place of torchvision's: nothing
+changes but the teacher's block (and `dependencies:`, which names our module). Students start without the pretrained
+weights that some configs download.
 
 - **torchvision_teacher**: `key: 'sf_teacher.torchvision_teacher'`
 - **timm_teacher**: `key: 'sf_teacher.timm_teacher'`; where it is refused, name the modules as
@@ -70,21 +73,23 @@ def prepared(path: Path, data: Path) -> tuple[str, str]:
     return text, arch
 
 
-def built(config: dict[str, Any]) -> torch.nn.Module:
-    model = get_image_classification_model(config)
-    return get_model(config['key'], config.get('repo_or_dir'), **config['kwargs']) if model is None else model
+def built(config: dict[str, Any], sc2: Path) -> torch.nn.Module:
+    kwargs = {name: value for name, value in config['kwargs'].items() if name != 'weights'}
+    if config.get('repo_or_dir') == 'yoshitomo-matsubara/sc2-benchmark':
+        return torch.hub.load(str(sc2), config['key'], source='local', **kwargs)
+    model = get_image_classification_model(config | {'kwargs': kwargs})
+    return get_model(config['key'], config.get('repo_or_dir'), **kwargs) if model is None else model
 
 
-def outcome(text: str, arch: str, key: str, folder: Path) -> str:
+def outcome(text: str, arch: str, key: str, folder: Path, sc2: Path) -> str:
     """Run one step of each stage; what came of it."""
     Path('config.yaml').write_text(text)
-    if 'repo_or_dir:' in text:
-        return 'not run: its student comes from another repository'
     try:
         config = yaml_util.load_yaml_file('config.yaml')
         own = {'key': arch, 'kwargs': {'num_classes': 1000}}
-        teacher = built(own if key == arch else {'key': key, 'kwargs': {'model_name': f'local-dir:{folder}'}})
-        student = built(copy.deepcopy(config['models']['student_model']))
+        teacher = built(own if key == arch else {'key': key, 'kwargs': {'model_name': f'local-dir:{folder}'}},
+                        sc2)
+        student = built(copy.deepcopy(config['models']['student_model']), sc2)
         box = get_distillation_box(teacher, student, config['datasets'], config['train'], torch.device('cpu'), None,
                                    False, 1)
         for epoch in range(box.num_epochs):
@@ -103,20 +108,26 @@ def outcome(text: str, arch: str, key: str, folder: Path) -> str:
         if isinstance(error, sf_teacher.SFTeacherError):
             return f'refused: {said.split(" Use the key")[0]}'
         said = f'fails: {type(error).__name__}: {said[:160]}'
-        itself = key != arch and outcome(text, arch, arch, folder) == said
+        itself = key != arch and outcome(text, arch, arch, folder, sc2) == said
         return said + ' (under torchvision\'s key too)' if itself else said
     return 'works'
 
 
+def commit_of(checkout: Path) -> str:
+    return subprocess.run(['git', '-C', checkout, 'rev-parse', '--short=7', 'HEAD'], capture_output=True, text=True,
+                          check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkout', type=Path)
+    parser.add_argument('checkout', type=Path, help='clone of torchdistill')
+    parser.add_argument('sc2', type=Path, help='clone of sc2-benchmark')
     parser.add_argument('--only', default='', help='configs whose path contains this: print their rows, write nothing')
     args = parser.parse_args()
+    if sys.flags.hash_randomization:    # torchdistill hooks a set of paths; the first that is missing is to be the same
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, 'PYTHONHASHSEED': '0'})
     logging.disable()
-    configs = args.checkout.resolve() / 'configs'
-    commit = subprocess.run(['git', '-C', configs, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-                            check=True).stdout.strip()
+    configs, sc2 = args.checkout.resolve() / 'configs', args.sc2.resolve()
     paths = [p for kind in ('official', 'sample') for p in sorted((configs / kind / 'ilsvrc2012').rglob('*.yaml'))
              if 'teacher_model:' in p.read_text() and args.only in str(p)]
     rows, found = [], []
@@ -137,7 +148,7 @@ def main() -> None:
             results = []
             for key in KEYS:
                 torch.manual_seed(0)
-                results.append(outcome(text, arch, key, folder))
+                results.append(outcome(text, arch, key, folder, sc2))
             found.append(results)
             rows.append(f'| {path.relative_to(configs)} | {arch} | {results[0]} | {results[1]} |')
             sys.stderr.write(rows[-1] + '\n')
@@ -145,7 +156,7 @@ def main() -> None:
         return
     counts = [sum(results[i] == 'works' for results in found) for i in (0, 1)]
     FILE.write_text(HEAD.format(
-        commit=commit, torchdistill=torchdistill.__version__, timm=timm.__version__,
+        commit=commit_of(configs), sc2=commit_of(sc2), torchdistill=torchdistill.__version__, timm=timm.__version__,
         torch=torch.__version__.partition('+')[0], torchvision=torchvision.__version__.partition('+')[0],
         works=counts[0], timm_works=counts[1], count=len(rows)) + '\n'.join(rows) + '\n')
 
