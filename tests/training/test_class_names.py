@@ -1,14 +1,18 @@
 """Labels mean the same for a teacher and for the data that a student learns from."""
 import json
 import logging
+from pathlib import Path
 
 import pytest
+import timm
 
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.analysis.report import report
+from sf_teacher.exporting.exporter import export
 from sf_teacher.training.data import load_data
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.settings import DataConfig, ReportRun, StudentRun, TeacherRun
+from tests.adapters.torchdistill_runs import quick_check
 
 from . import training_runs as runs
 
@@ -81,6 +85,32 @@ def test_a_report_refuses_another_order_before_any_student_is_trained(trained, t
     assert cli.main(['report', str(trained), '--student', 'test_resnet', '--data', str(data), '--in-memory', '--output',
                      str(tmp_path / 'out'), '--device', 'cpu', '--class-map', str(tmp_path / 'other.txt')]) == 1
     assert not (tmp_path / 'out').exists()
+
+
+def test_numbered_folders_in_the_order_of_torchvision_are_mapped(tmp_path, monkeypatch):
+    """timm sorts folders 1, 2, 3, 10 by number, torchvision by letter: 1, 10, 2, 3."""
+    quick_check(monkeypatch)
+    theirs = ['1', '10', '2', '3']
+    data = renamed(tmp_path / 'd', '1', '2', '3', '10')
+    model = timm.create_model('test_resnet', num_classes=4)
+    teacher = export(model, tmp_path / 'teacher', input_size=runs.SIZE, class_names=theirs)
+    with pytest.raises(SFTeacherError, match=r"another order: class 1 is '10' there and '2' in the data; .*class_map"):
+        student(teacher, data)
+    (tmp_path / 'map.txt').write_text('\n'.join(theirs) + '\n')
+    mapping = {'class_map': str(tmp_path / 'map.txt')}
+    plan = student(teacher, data, **mapping)
+    for split in (plan.data.train, plan.data.validation):
+        assert len(split.reader.samples) == 24
+        assert all(theirs[label] == Path(path).parent.name for path, label in split.reader.samples)
+    assert plan.data.class_names == theirs      # and those of the student that is exported
+    for arguments, message in (({}, 'in another order'), (mapping, None)):
+        config = ReportRun(teachers=(str(teacher),), student='test_resnet', data=str(data), output=str(tmp_path / 'r'),
+                           seeds=2, epochs=1, temperatures=(4.,), **COMMON, **arguments)
+        if message:
+            with pytest.raises(SFTeacherError, match=message):
+                report(config)
+        else:
+            assert report(config)['recommendation']['teacher'] == str(teacher)
 
 
 def test_what_cannot_be_checked_is_said(trained, tmp_path, caplog):
