@@ -1,4 +1,4 @@
-"""A method of the student's training inside torchdistill: the teacher's side, where its module is trained."""
+"""Methods of the student's phase inside torchdistill: the frozen teacher and the module trained on its logits."""
 import os
 from typing import Any, ClassVar
 
@@ -18,17 +18,16 @@ logger = def_logger.getChild(__name__)
 
 
 class Teacher4StudentMethod(AuxiliaryModelWrapper):
-    """A frozen teacher in eval mode and a method's module, e.g. a simplifier, which learns with the student.
+    """A frozen teacher in eval mode and a method's module, e.g. a simplifier, trained jointly with the student.
 
-    Its output are the targets that the module makes of the teacher's logits, for any loss on logits: the distillation
-    loss stays as it is and trains both. torchdistill trains parameters of models only, which is why the module is here
-    and not in the loss.
+    Its output is the module's transform of the teacher's logits, the soft targets of any logit-based distillation loss,
+    through which both are trained. torchdistill optimises the parameters of models only, hence the module is part of
+    the teacher's side and not of the loss.
 
-    The stage needs ``requires_grad: True`` for the teacher, so that the module is trained (the teacher itself is
-    frozen here), and gives it a smaller learning rate by ``module_wise_configs``, which must then name all modules of
-    the student (torchdistill has no name for the whole). Leave ``wrapper:`` empty: DistributedDataParallel is applied
-    inside. Each epoch the log shows the entropy of the targets and how often
-    their class is the teacher's; a warning tells of a collapse.
+    Set ``requires_grad: True`` for the teacher of the stage, so that the module is trained (the teacher itself stays
+    frozen), and the module's smaller learning rate in ``module_wise_configs``, which must then list all modules of the
+    student as well. Leave ``wrapper:`` empty: DistributedDataParallel is applied inside. The log shows for each epoch
+    the entropy of the soft targets and their top-1 agreement with the teacher; a collapse is a warning.
 
     Args:
         teacher_model: Given by torchdistill.
@@ -36,7 +35,7 @@ class Teacher4StudentMethod(AuxiliaryModelWrapper):
         device_ids: Given by torchdistill.
         distributed: Given by torchdistill.
         num_classes: Classes; needed for a teacher without an attribute of this name, such as torchvision's.
-        ckpt_file_path: Where the module is kept, to resume a run: loaded if it exists, written after every epoch.
+        ckpt_file_path: Checkpoint of the module, to resume a run: loaded if it exists, written after every epoch.
         **options: Options of the method, e.g. the temperature of the loss.
 
     Raises:
@@ -121,7 +120,7 @@ class Teacher4StudentMethod(AuxiliaryModelWrapper):
             raise SFTeacherError(f'{type(self).__name__} runs in DataParallel on several devices, where each sees a '
                                  f'part of the batch: leave `wrapper:` empty, start one process per device (torchrun)')
         if not any(p.requires_grad for p in self.extra.parameters()):
-            raise SFTeacherError(f'{type(self).__name__}: the {self._name} is frozen and would never learn: set '
+            raise SFTeacherError(f'{type(self).__name__}: the {self._name} is frozen and would not be trained: set '
                                  f'`requires_grad: True` in the `teacher:` of this stage; the teacher itself is frozen')
         self.train(torch.is_grad_enabled())
         with torch.no_grad():
@@ -157,4 +156,4 @@ class Teacher4StudentMethod(AuxiliaryModelWrapper):
         except Exception as error:
             raise SFTeacherError(f'{type(self).__name__}, `ckpt_file_path`: {path} does not hold this {self._name} '
                                  f'({error}). Delete the file to start anew, or name another.') from error
-        logger.warning(f'Going on with the {self._name} of {path}: for a new run delete the file or name another')
+        logger.warning(f'Resuming the {self._name} of {path}: for a new run delete the file or name another')

@@ -1,12 +1,10 @@
 """A teacher trained with its branches inside torchdistill, for any method; see `torchdistill.py`."""
-import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torchdistill.common.constant import def_logger
-from torchdistill.common.file_util import make_parent_dirs
 from torchdistill.common.main_util import is_main_process
 from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
@@ -15,6 +13,8 @@ import sf_teacher
 from sf_teacher import SFTeacherError
 from sf_teacher.methods.base import Method, options
 from sf_teacher.methods.registry import configured
+
+from ._teacher_files import BranchCheckpoint, TeacherExport
 
 logger = def_logger.getChild(__name__)
 
@@ -41,7 +41,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         num_classes: Classes; needed for a teacher that timm did not build.
         input_size: [C, H, W] of the images; by default what the teacher was made for.
         student_kwargs: Arguments of ``timm.create_model`` for the students.
-        ckpt_file_path: Where the branches are kept, to resume a run: loaded if it exists, written after every epoch.
+        ckpt_file_path: Checkpoint of the branches, to resume a run: loaded if it exists, written after every epoch.
         export: Arguments of `sf_teacher.export.export`, ``folder`` among them: where the plain teacher goes, and the
             ``mean`` and ``std`` of this config's images. By default nothing is exported.
         best_ckpt: Export only when torchdistill has just written this file (its ``dst_ckpt``), i.e. the best epoch.
@@ -137,16 +137,12 @@ class Teacher4Method(AuxiliaryModelWrapper):
         self._parallel: list[nn.Module] = []    # a list hides it: its parameters are those of self.model
         self._parallel_kwargs = dict(device=device, device_ids=device_ids, distributed=distributed,
                                      find_unused_parameters=find_unused_parameters)
-        self._metadata = dict(method={'name': self.method_class.__name__, **options(task.method)},
-                              students=task.student_names)
-        self.ckpt_file_path, self._export = ckpt_file_path, dict(export) if export else None
-        self.best_ckpt, self.num_epochs, self._epoch = best_ckpt, num_epochs, 0
-        self._best_seen = _stamp(best_ckpt)
-        if self._export is not None:
-            self._export.setdefault('input_size', task.input_size)
-            self._check_export()
-        if ckpt_file_path is not None and os.path.isfile(ckpt_file_path):
-            self._load_branches(ckpt_file_path)
+        whose, self.num_epochs = type(self).__name__, num_epochs
+        metadata = {'method': {'name': self.method_class.__name__, **options(task.method)},
+                    'students': task.student_names}
+        self._export = TeacherExport(export, task, metadata, best_ckpt, num_epochs, whose) if export else None
+        self._checkpoint = BranchCheckpoint(ckpt_file_path, whose) if ckpt_file_path is not None else None
+        self._epoch = self._checkpoint.load(self.branches, num_epochs) if self._checkpoint else 0
         self._begin_epoch()
         self.train()
 
@@ -190,19 +186,11 @@ class Teacher4Method(AuxiliaryModelWrapper):
         if self._owns_mode:
             self.eval()
         if is_main_process():
-            self._save()
+            if self._checkpoint is not None:
+                self._checkpoint.save(self.branches, self._epoch)
+            if self._export is not None:
+                self._export.after_epoch(self.teacher, self._epoch)
         self._begin_epoch()     # the next one, on every process
-
-    def _save(self) -> None:
-        if self.ckpt_file_path is not None:
-            make_parent_dirs(self.ckpt_file_path)
-            state = {} if self.branches is None else self.branches.state_dict()
-            memory = getattr(self.branches, 'memory', {})
-            torch.save({'model': state, 'memory': memory, 'epoch': self._epoch}, self.ckpt_file_path)
-        if self._export is not None and self._export_is_due():
-            folder = sf_teacher.export(self.teacher, metadata=self._metadata, **self._export)
-            self._export['overwrite'] = True    # from now on it is this run's own
-            logger.info(f'Exported the teacher of epoch {self._epoch} to {folder}')
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """That of the plain teacher."""
@@ -212,44 +200,6 @@ class Teacher4Method(AuxiliaryModelWrapper):
         """Load a plain teacher; the branches stay as they are."""
         return self.teacher.load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _check_export(self) -> None:
-        """Refuse what could only fail after an epoch of training."""
-        given = dict(self._export or {})
-        where = f'{type(self).__name__}, `export`'
-        if 'folder' not in given:
-            raise SFTeacherError(f'{where}: `folder` is missing, got {", ".join(given)}')
-        try:
-            self._task[0].check_export(**given)
-        except (SFTeacherError, TypeError) as error:      # the latter for an argument that export does not have
-            raise SFTeacherError(f'{where}: {error}') from error
-
-    def _export_is_due(self) -> bool:
-        if self.num_epochs is not None:
-            return self._epoch == self.num_epochs
-        if self.best_ckpt is None:
-            return True
-        seen, self._best_seen = self._best_seen, _stamp(self.best_ckpt)
-        return self._best_seen != seen
-
-    def _load_branches(self, path: str) -> None:
-        try:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-            if self.branches is not None:
-                self.branches.load_state_dict(state['model'])
-                if state.get('memory'):
-                    self.branches.memory = state['memory']
-            self._epoch = state['epoch']
-        except Exception as error:
-            raise SFTeacherError(
-                f'{type(self).__name__}, `ckpt_file_path`: {path} does not hold the branches of this teacher and '
-                f'method ({error}). Delete the file to start anew, or name another.') from error
-        if self.num_epochs is not None and self._epoch >= self.num_epochs:
-            raise SFTeacherError(
-                f'{type(self).__name__}, `ckpt_file_path`: the branches in {path} have been trained for all of '
-                f'num_epochs={self.num_epochs}. Delete the file to start anew, or name another.')
-        logger.warning(f'Going on with the branches of {path} after epoch {self._epoch}: for a new run, with another '
-                       f'teacher or seed, delete the file or name another')
-
 
 def _size(given: list[int] | None) -> tuple[int, int, int] | None:
     if given is None:
@@ -258,11 +208,3 @@ def _size(given: list[int] | None) -> tuple[int, int, int] | None:
         raise SFTeacherError(f'input_size is [channels, height, width], got {given}')
     channels, height, width = given
     return channels, height, width
-
-
-def _stamp(path: str | None) -> tuple[int, int] | None:
-    """What changes when a file is written again."""
-    if path is None or not os.path.isfile(path):
-        return None
-    stat = os.stat(path)
-    return stat.st_mtime_ns, stat.st_ino

@@ -136,7 +136,7 @@ SIMPLIFIER = {
 }
 BOX = {
     'a frozen simplifier': (lambda: skd.box_losses(skd.box(requires_grad=False)),
-                            r'the simplifier is frozen and would never learn: set `requires_g'),
+                            r'the simplifier is frozen and would not be trained: set `requires_g'),
     'another number of classes': (lambda: skd.box(num_classes=7),
                                   r'ResNet has 10 classes, num_classes=7: give the number that it has'),
     'an unknown number of classes': (lambda: skd.box(teacher=nn.Linear(2, 2)),
