@@ -143,6 +143,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         self._export = TeacherExport(export, task, metadata, best_ckpt, num_epochs, whose) if export else None
         self._checkpoint = BranchCheckpoint(ckpt_file_path, whose) if ckpt_file_path is not None else None
         self._epoch = self._checkpoint.load(self.branches, num_epochs) if self._checkpoint else 0
+        self._steps = 0
         self._begin_epoch()
         self.train()
 
@@ -167,6 +168,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
             return self.teacher(x)
         if not self._parallel:
             self._parallel.append(wrap_if_distributed(self.model, **self._parallel_kwargs))
+        self.model.progress.step, self._steps = self._steps, self._steps + 1
         logits, maps, output = self._parallel[0](x)
         self._handed_over = {'logits': logits, 'step': self.model.step(x, logits, maps, output),
                              'active': self.model.method.active}

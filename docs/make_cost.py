@@ -48,6 +48,16 @@ runs before the student's activations are there, in timm's task after.
 | pair | FLOP ratio | step ratio | peak memory ratio |
 |---|---|---|---|
 '''
+CHEAPER = '''
+## Cheaper steps for SFTN, eager
+
+`sample_branch` runs one branch a step, drawn anew, whose loss is in the mean over the draws that of all; `branch_share`
+lets the branches see a part of each batch. Measured by `cheaper_cost.py` on another machine than the rows above
+({device}, {threads} thread, torch {torch}); {size} px, batches of {batch_size}, {rounds} rounds.
+
+| pair | branches | FLOP ratio | step ratio | excess |
+|---|---|---|---|---|
+'''
 POOLED = '''\
 ## GTN with a pool of 8 against 8 SFTN runs
 
@@ -78,6 +88,11 @@ def render(data: dict) -> str:
     text += SIMPLIFIER.format(**data['simplifier'][0])
     for r in data['simplifier']:
         text += f'| {r["pair"]} | {r["flop_ratio"]:.4f} | {spread(r["step_ratio"])} | {r["peak_ratio"]:.3f} |\n'
+    cheaper = data['cheaper']
+    text += CHEAPER.format(**cheaper['machine'], **cheaper['rows'][0])
+    for r in cheaper['rows']:
+        text += (f'| {r["pair"]} | {r["way"]} | {r["flop_ratio"]:.2f} | {spread(r["step_ratio"])} | '
+                 f'{r["excess"]:.2f} |\n')
     pool = data['pool']
     return text + '\n' + POOLED.format(
         teacher=pool['teacher'], pool=', '.join(pool['pool']),

@@ -247,7 +247,8 @@ os._exit(0)     # gloo's threads can abort the interpreter's own exit
 '''
 
 
-@pytest.mark.parametrize('options', [{}, {'ce_weight': 0., 'kl_weight': 0.}, {'shared': True}])
+@pytest.mark.parametrize('options', [{}, {'ce_weight': 0., 'kl_weight': 0.}, {'shared': True},
+                                     {'sample_branch': True}])
 def test_two_ranks_stay_equal_without_find_unused_parameters(tmp_path, options):
     assert_both_ranks_say_equal(tmp_path, DDP.format(root=os.getcwd(), options=options))
 

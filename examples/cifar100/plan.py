@@ -29,6 +29,9 @@ class Choice:
     validation: dict[float, float]
 
 
+# Options that a method got after results were there, with the value that changes nothing: left out, so that keys stay
+LATER = {'sample_branch': False, 'branch_share': 1.}
+
 Choices = dict[tuple[str, str, str], Choice]        # by pair, student and arm
 
 
@@ -39,7 +42,8 @@ def teacher_run(protocol: Protocol, pair_name: str, arm_name: str, seed: int) ->
         **_common(protocol), 'model': pair.teacher, 'train': teacher_train(protocol, pair, arm),
         'after': teacher_run(protocol, pair_name, arm.after, seed).key if arm.after else None}
     if arm.method:
-        resolved = options(METHODS[arm.method](**arm.options))      # a default may change
+        made = options(METHODS[arm.method](**arm.options))      # a default may change
+        resolved = {name: value for name, value in made.items() if name not in LATER or value != LATER[name]}
         settings |= {'method': arm.method, 'ramp': resolved.pop('kl_ramp', 0.), 'options': resolved,
                      'branch': arm.branch or pair.branch or pair.student,
                      'boundaries': arm.boundaries or pair.boundaries}

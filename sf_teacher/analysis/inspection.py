@@ -19,7 +19,7 @@ from ..split.selection import Boundaries
 from ..split.split_points import student_boundaries
 from ..split.teacher_taps import teacher_boundaries
 from ..task import StudentFriendlyTask
-from ..training.cost import step_cost
+from ..training.cost import joint_cost, step_cost
 
 _logger = logging.getLogger(__name__)
 
@@ -77,14 +77,13 @@ def inspect(
     if not built and config.takes_students:
         return result
     task = StudentFriendlyTask(model, None, built, config, boundaries, size, verbose=False)
-    target = torch.zeros(2, dtype=torch.long, device=task.device)
     used = {b.name for b in task.joint.boundaries}
     result['teacher']['stages'] = [_stage(b, used) for b in found]
     result['branches'] = task.branches.describe() if hasattr(task.branches, 'describe') else []
     result['pairs'] = _pairs(task)
     result['branch_parameters'] = _count(task.branches) if task.branches is not None else 0
     task.set_epoch(0, 1)
-    result['step'] = step_cost(task, size, lambda x: task.losses(x, target)['loss'])
+    result['step'] = joint_cost(task)
     return result
 
 

@@ -1,7 +1,6 @@
 """What the students of a pool share: which of them form a family, and which slices of a bank's tensors are whose."""
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -121,16 +120,3 @@ def undecayed(student: nn.Module) -> set[str]:
     """Names of a student's parameters that it excludes from weight decay."""
     return {f'{path}.{name}' if path else name for path, m in student.named_modules()
             if hasattr(m, 'no_weight_decay') for name in m.no_weight_decay()}
-
-
-class ZeroGradient(torch.autograd.Function):
-    """Zero, with a gradient of zero for every tensor given, in one node of the graph."""
-
-    @staticmethod
-    def forward(ctx: Any, *tensors: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(*tensors)
-        return tensors[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.zeros_like(t) for t in ctx.saved_tensors)

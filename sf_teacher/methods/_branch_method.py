@@ -63,11 +63,11 @@ class BranchMethod(Method):
         reference = step.logits.detach() if self.detach_teacher_logits else step.logits
         each: dict[str, torch.Tensor] = {}
         if self.ce_weight:
-            ce = {name: step.criterion(z, step.target) for name, z in step.output.logits.items()}
+            ce = {name: step.criterion(z, step.target[:len(z)]) for name, z in step.output.logits.items()}
             terms['branch_ce'] = _reduced(list(ce.values()), self.reduction)
             each |= {f'branch_ce/{name}': value.detach() for name, value in ce.items()}
         if self.kl_weight:
-            kl = {name: kl_divergence(reference, z, self.temperature, self.kl_direction)
+            kl = {name: kl_divergence(reference[:len(z)], z, self.temperature, self.kl_direction)
                   for name, z in step.output.logits.items()}
             terms['branch_kl'] = _reduced(list(kl.values()), self.reduction)
             each |= {f'branch_kl/{name}': value.detach() for name, value in kl.items()}

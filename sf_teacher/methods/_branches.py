@@ -1,7 +1,10 @@
 """Branch sets: modules attached to a teacher's boundaries that give the logits of student branches."""
 import logging
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,14 +97,46 @@ class StudentBranches(BranchSet):
         self.boundaries = order
         self.sources = [next(i for i, b in enumerate(order) if b is source) for source in sources]
 
-    def forward(self, maps: list[torch.Tensor], teacher_logits: torch.Tensor) -> BranchOutput:
+    def forward(
+            self,
+            maps: list[torch.Tensor],
+            teacher_logits: torch.Tensor,
+            sample: int | None = None,
+            share: float = 1.,
+    ) -> BranchOutput:
+        """Run the branches.
+
+        Args:
+            maps: The teacher's maps [B, C_i, H_i, W_i] at `boundaries`, in that order.
+            teacher_logits: z_T [B, K].
+            sample: The step, to run one branch, see `sampled`; all by default. The others' gradients are zeros, as
+                DistributedDataParallel needs them.
+            share: Share b / B of the batch that is run, its first images; the logits are [b, K].
+        """
         maps = [m.detach() for m in maps] if self.detach else maps
-        logits = {name: branch(maps[source])
-                  for name, branch, source in zip(self.names, self.branches, self.sources, strict=True)}
+        if share < 1:
+            maps = [m[:math.ceil(share * len(m))] for m in maps]
+        drawn = range(len(self.names)) if sample is None else [sampled(sample, len(self.names))]
+        logits = {self.names[i]: self.branches[i](maps[self.sources[i]]) for i in drawn}
+        if sample is not None:
+            used = {id(p) for i in drawn for p in self.branches[i].parameters()}
+            if idle := [p for p in self.parameters() if p.requires_grad and id(p) not in used]:
+                name = next(iter(logits))
+                logits[name] = logits[name] + ZeroGradient.apply(*idle)
         return BranchOutput(logits)
 
     def describe(self) -> list[str]:
         return [f'{name}: {branch}' for name, branch in zip(self.names, self.branches, strict=True)]
+
+
+@torch.compiler.disable     # compiled, the step would be a constant
+def sampled(step: int, count: int) -> int:
+    """Which of `count` branches a step runs: each once in `count` steps, in an order that is drawn anew each time.
+
+    It is a function of the step, so the same on all ranks and after a resumed run, and uniform at every step.
+    """
+    turn, position = divmod(step, count)
+    return random.Random(f'branches:{turn}').sample(range(count), count)[position]
 
 
 def _student_branches(
@@ -152,3 +187,16 @@ def _share(tails: list[Tail]) -> None:
                 setattr(tail.model.get_submodule(owner), leaf, owners[name])
             else:
                 owners[name] = p
+
+
+class ZeroGradient(torch.autograd.Function):
+    """Zero, with a gradient of zero for every tensor given, in one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*tensors)
+        return tensors[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.zeros_like(t) for t in ctx.saved_tensors)

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..errors import SFTeacherError
 from ..functional import kl_divergence
-from ._banks import ZeroGradient, block_classes, find_families, find_loans, take, undecayed
-from ._branches import Branch, BranchOutput, BranchSet, StudentBranches
+from ._banks import block_classes, find_families, find_loans, take, undecayed
+from ._branches import Branch, BranchOutput, BranchSet, StudentBranches, ZeroGradient
 from .base import Context
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from ..validation import option
 from ._branch_method import ACTS, BranchMethod
-from ._branches import StudentBranches
-from .base import Context
+from ._branches import BranchOutput, StudentBranches
+from .base import Context, Step
 from .registry import register_method
 
 
@@ -32,6 +32,17 @@ class SFTN(BranchMethod):
         False, "whether the branches of a student share the weights they have in common; the paper's are separate",
         source='reported')
     transform_act: str = option('auto', 'see `Transform`', choices=ACTS)
+    sample_branch: bool = option(
+        False, 'run one branch a step, drawn anew: cheaper, with the same loss in the mean over the draws',
+        source='ours')
+    branch_share: float = option(
+        1., 'share of each batch that the branches see, its first images, as batches are shuffled: cheaper',
+        source='ours', above=0, high=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(not self.sample_branch or self.reduction == 'mean', 'sample_branch',
+                      "False where reduction='sum', as one branch stands for the mean of all")
 
     @classmethod
     def reported(cls) -> SFTN:
@@ -40,3 +51,7 @@ class SFTN(BranchMethod):
 
     def build(self, context: Context) -> StudentBranches:
         return StudentBranches(context, shared=self.shared, act=self.transform_act, detach=self.detach_features)
+
+    def run(self, step: Step) -> BranchOutput:
+        drawn = step.progress.step if self.sample_branch and step.extra.training else None
+        return step.extra(step.maps, step.logits, drawn, self.branch_share if step.extra.training else 1.)

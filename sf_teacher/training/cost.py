@@ -53,12 +53,21 @@ def step_cost(
             'activation_mb_per_image': sum(kept.values()) / batch / 2 ** 20}
 
 
+def joint_cost(task: StudentFriendlyTask) -> dict[str, float]:
+    """The same for a task that has not begun: the mean over the branches where a method draws one of them a step."""
+    batch = 2 if getattr(task.method, 'branch_share', 1.) == 1 else 20      # so that a share of it is whole images
+    draws = len(task.branches.branches) if getattr(task.method, 'sample_branch', False) else 1
+    target, index = torch.zeros(batch, dtype=torch.long, device=task.device), torch.arange(batch, device=task.device)
+    each = [step_cost(task, task.input_size, lambda x: task.losses(x, target, index=index)['loss'], batch)
+            for _ in range(draws)]
+    return {name: sum(cost[name] for cost in each) / draws for name in each[0]}
+
+
 def step_ratio(task: StudentFriendlyTask, epochs: int) -> float:
-    """FLOPs of a step of the first epoch over those of plain training; a copy of the task is run, on two images."""
+    """FLOPs of a step of the first epoch over those of plain training; a copy of the task is run, on a few images."""
     task = copy.deepcopy(task).train()
     task.criterion = nn.CrossEntropyLoss()      # the loss of mixed targets costs the same: nothing
     task.set_epoch(0, epochs)
-    target, index = torch.zeros(2, dtype=torch.long, device=task.device), torch.arange(2, device=task.device)
-    ours = step_cost(task, task.input_size, lambda x: task.losses(x, target, index=index)['loss'])
+    task.progress.step = 0
     plain = step_cost(task.teacher, task.input_size, lambda x: task.teacher(x).sum())
-    return ours['gflops_per_image'] / plain['gflops_per_image']
+    return joint_cost(task)['gflops_per_image'] / plain['gflops_per_image']

@@ -61,14 +61,15 @@ def watched(result: Mapping[str, Any], target: torch.Tensor | None) -> dict[str,
         return values
     branches = result.get('branch_output') or {}
     labels = target if target.ndim == 1 else target.argmax(-1)
-    logits = torch.stack([result['output'], *branches.values()]).float()       # [1 + branches, B, K]
-    accuracy = top1(logits, labels)
-    values['top1'] = accuracy[0]
+    output = result['output'].float()
+    values['top1'] = top1(output[None], labels)[0]
     if branches:
-        log_p = logits.log_softmax(-1)
-        gap = (log_p[:1].exp() * (log_p[:1] - log_p[1:])).sum(-1).mean(-1)
+        logits = torch.stack(list(branches.values())).float()       # [branches, b, K], perhaps of a part of the batch
+        part = logits.shape[1]
+        accuracy, log_p = top1(logits, labels[:part]), output[:part].log_softmax(-1)
+        gap = (log_p.exp() * (log_p - logits.log_softmax(-1))).sum(-1).mean(-1)
         for i, name in enumerate(branches):
-            values |= {f'branch_top1/{name}': accuracy[i + 1], f'branch_gap/{name}': gap[i]}
+            values |= {f'branch_top1/{name}': accuracy[i], f'branch_gap/{name}': gap[i]}
     return values
 
 

@@ -1,4 +1,4 @@
-"""Methods without branches in torchdistill: both boxes give the losses and the teacher of `wrap`, or say why not."""
+"""Methods without branches, and cheaper steps, in torchdistill: both boxes give the losses of `wrap`, or refuse."""
 import pytest
 import timm
 import torch
@@ -13,7 +13,8 @@ from sf_teacher.methods import METHODS
 from .torchdistill_runs import SIZE, batches, box_losses, export_teacher, quick_check, teacher_stage
 
 CPU = torch.device('cpu')
-OPTIONS = {'mcmi': {'cmi_weight': 0.2}, 'aid': {'temperature': 2.}, 'lot': {'kl_weight': 1.}}
+OPTIONS = {'mcmi': {'cmi_weight': 0.2}, 'aid': {'temperature': 2.}, 'lot': {'kl_weight': 1.},
+           'sftn': {'sample_branch': True, 'branch_share': 0.5}}
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +30,9 @@ def teacher():
 
 
 def plain_losses(method, students, epochs):
-    task = sf_teacher.wrap(teacher(), students, input_size=SIZE, method=method)
+    model = teacher()
+    torch.manual_seed(1)        # of the branches' transforms
+    task = sf_teacher.wrap(model, students, input_size=SIZE, method=method)
     optimizer = torch.optim.SGD(task.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for epoch in range(epochs):
@@ -49,12 +52,14 @@ def boxes(key, students, tmp_path):
     made, first = dict(name=METHODS[key].__name__, students=students, num_epochs=2), teacher()
     stage = teacher_stage(loss=shared, **shared, **made)
     unused = timm.create_model('test_resnet', num_classes=10)
+    torch.manual_seed(1)
     yield get_distillation_box(first, unused, {'train': batches()}, stage, CPU, None, False, 1), first
     model = teacher()
     stage = teacher_stage(loss={'is_from_teacher': False, **shared}, ckpt_file_path=str(tmp_path / 'kept.pt'), **shared,
                           **made)
     stage['model'] = stage.pop('teacher')
     stage.pop('student')
+    torch.manual_seed(1)
     yield get_training_box(model, {'train': batches()}, stage, CPU, None, False, 1), model
 
 
