@@ -32,21 +32,26 @@ class Choice:
 # Options that a method got after results were there, with the value that changes nothing: left out, so that keys stay
 LATER = {'sample_branch': False, 'branch_share': 1.}
 
+ORIGINS = ('teacher', 'after', 'guide')      # settings that name a teacher's run
 Choices = dict[tuple[str, str, str], Choice]        # by pair, student and arm
 
 
 def teacher_run(protocol: Protocol, pair_name: str, arm_name: str, seed: int) -> Run:
     """The run of a teacher. A standard teacher does not depend on the student."""
     pair, arm = protocol.pairs[pair_name], protocol.arms[arm_name]
+    own = pair.branch or pair.student
     settings = {
-        **_common(protocol), 'model': pair.teacher, 'train': teacher_train(protocol, pair, arm),
+        **_common(protocol), 'model': own if arm.as_branch else pair.teacher,
+        'train': teacher_train(protocol, pair, arm),
         'after': teacher_run(protocol, pair_name, arm.after, seed).key if arm.after else None}
     if arm.method:
         made = options(METHODS[arm.method](**arm.options))      # a default may change
         resolved = {name: value for name, value in made.items() if name not in LATER or value != LATER[name]}
         settings |= {'method': arm.method, 'ramp': resolved.pop('kl_ramp', 0.), 'options': resolved,
-                     'branch': arm.branch or pair.branch or pair.student,
+                     'branch': arm.branch or own,
                      'boundaries': arm.boundaries or pair.boundaries}
+    if arm.guide:
+        settings['guide'] = teacher_run(protocol, pair_name, arm.guide, seed).key
     return Run('teacher', pair_name, arm_name, seed, 'own', settings)
 
 
@@ -72,7 +77,7 @@ def student_runs(
     arm = protocol.arms.get(arm_name, Arm())
     settings = {**_common(protocol), 'train': student_train(protocol, pair, arm)}
     if arm_name == ALONE and protocol.unlabelled:
-        settings['train'] = {**teacher_train(protocol, pair, arm), **pair.student_train}
+        settings['train'] = teacher_train(protocol, pair, arm)
     elif protocol.student_per_class:
         settings['per_class'] = protocol.student_per_class
     if arm_name != ALONE:
@@ -170,17 +175,18 @@ def chains(
     return [chain for chain in found.values() if chain]
 
 
-def needed(run: Run) -> str | None:
-    """The key of the teacher that has to be there before this run starts."""
-    return run.settings.get('teacher') or run.settings.get('after')
+def needed(run: Run) -> list[str]:
+    """Keys of the teachers that have to be there before this run starts."""
+    return [run.settings[name] for name in ORIGINS if run.settings.get(name)]
 
 
 def _teachers(protocol: Protocol, pair: str, arm: str, seed: int) -> list[Run]:
-    """The teacher of an arm, after the one that it starts from."""
+    """The teacher of an arm, after the ones that it comes of."""
     if arm == ALONE:
         return []
-    after = protocol.arms[arm].after
-    return [*(_teachers(protocol, pair, after, seed) if after else ()), teacher_run(protocol, pair, arm, seed)]
+    origins = filter(None, (protocol.arms[arm].after, protocol.arms[arm].guide))
+    return [*(run for origin in origins for run in _teachers(protocol, pair, origin, seed)),
+            teacher_run(protocol, pair, arm, seed)]
 
 
 def _common(protocol: Protocol) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sf_teacher.methods import METHODS
 from sf_teacher.training import TrainConfig
 
 Spec = dict[str, Any]
@@ -27,7 +28,6 @@ class Pair:
         others: Students that were not the branch, by name.
         branch: The model of the branches instead of the student.
         train: Settings of the loop that differ from the protocol's for this pair, its students included.
-        student_train: Those that differ for its students.
     """
     teacher: Spec
     student: Spec
@@ -35,7 +35,6 @@ class Pair:
     others: dict[str, Spec] = field(default_factory=dict)
     branch: Spec | None = None
     train: dict[str, Any] = field(default_factory=dict)
-    student_train: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Arm:
         train: Settings of the loop that differ from the protocol's, e.g. epochs.
         student: The same for its students.
         after: Another arm whose trained teacher it starts from.
+        guide: Another arm, `as_branch`, whose trained teacher is the student of a method that needs a trained one.
+        as_branch: The teacher is the model of the branches itself.
         boundaries: Instead of the pair's.
         branch: The model of the branches instead of the student, or several.
         simplifier: The students learn by way of a simplifier (student-friendly KD) with this fraction of their learning
@@ -62,6 +63,8 @@ class Arm:
     train: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
     after: str | None = None
+    guide: str | None = None
+    as_branch: bool = False
     boundaries: Any = None
     branch: Spec | list[Spec] | None = None
     simplifier: float = 0.
@@ -156,7 +159,10 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
         for pair in protocol.pairs.values():
             TrainConfig(**teacher_train(protocol, pair, arm))
             TrainConfig(**student_train(protocol, pair, arm))
-        for role, others in (('start from', [arm.after]), ('compare with', [arm.against]), ('choose', arm.best_of)):
+        if (arm.method in METHODS and METHODS[arm.method].trained_students) != bool(arm.guide):
+            raise SystemExit(f'{path.name}: {arm.method}: a guide is for methods with a trained student, which need it')
+        for role, others in (('start from', [arm.after]), ('be guided by', [arm.guide]),
+                             ('compare with', [arm.against]), ('choose', arm.best_of)):
             for other in others or ():
                 if other is not None and other not in protocol.arms:
                     raise SystemExit(f'{path.name}: there is no arm {other!r} to {role}')
@@ -169,7 +175,8 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
     if unknown := set(arms or ()) - set(protocol.arms):
         raise SystemExit(f'{path.name}: there is no arm {", ".join(sorted(unknown))}; there are '
                          f'{", ".join(protocol.arms)}')
-    wanted = {*(arms or protocol.arms), *(protocol.arms[name].after for name in arms or ())}
+    wanted = {*(arms or protocol.arms), *(other for name in arms or () for other in (
+        protocol.arms[name].after, protocol.arms[name].guide))}
     chosen = {name: arm for name, arm in protocol.arms.items() if name in wanted}
     return replace(protocol, arms=chosen, seeds=tuple(seeds or protocol.seeds))
 
@@ -181,7 +188,7 @@ def teacher_train(protocol: Protocol, pair: Pair, arm: Arm) -> dict[str, Any]:
 
 def student_train(protocol: Protocol, pair: Pair, arm: Arm) -> dict[str, Any]:
     """The same for its students."""
-    return {**protocol.train, **pair.train, **protocol.student, **pair.student_train, **arm.student}
+    return {**protocol.train, **pair.train, **protocol.student, **arm.student}
 
 
 def _made(cls: Any, values: dict[str, Any], where: str) -> Any:

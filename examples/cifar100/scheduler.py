@@ -92,16 +92,16 @@ def ready(stages: Sequence[Stage], results: Results, work: Path, taken: set[str]
         protocol = stage.protocol
         done = results.of(protocol)
         planned = chains(protocol, done, stage.part, stage.pairs, stage.arms, stage.seeds)
-        asked = {needed(run) for chain in planned for run in chain if run.key not in done}
+        asked = {key for chain in planned for run in chain if run.key not in done for key in needed(run)}
         for _ in range(2):      # a teacher that is gone may start from another one that is gone
             gone = {run.key for chain in planned for run in chain
                     if run.key in asked and run.key in done and not _there(run.key, work)}
-            asked |= {needed(run) for chain in planned for run in chain if run.key in gone}
+            asked |= {key for chain in planned for run in chain if run.key in gone for key in needed(run)}
         for chain in planned:
             todo = [(run, run.key in gone) for run in chain if run.key not in done or run.key in gone]
             own = {run.key for run, _ in todo}
-            wanted = {needed(run) for run, _ in todo} - {None} - own
-            if todo and not own & taken and not wanted & taken and all(_there(key, work) for key in wanted if key):
+            wanted = {key for run, _ in todo for key in needed(run)} - own
+            if todo and not own & taken and not wanted & taken and all(_there(key, work) for key in wanted):
                 yield protocol.results, todo
 
 
@@ -166,8 +166,8 @@ def _chain(folder: str, chain: list[tuple[Run, bool]]) -> str | None:
         batches = [said_to(run) for run, _ in chain if run.kind == 'student']
         for run, again in chain:
             _worker.run(run, folder, again, remember=batches.count(said_to(run)) > 1)
-        for teacher in {needed(run) for run, _ in chain if run.kind == 'student'} - {None}:
-            for path in (_worker.work / str(teacher)).glob('logits-*.pt'):
+        for teacher in {key for run, _ in chain if run.kind == 'student' for key in needed(run)}:
+            for path in (_worker.work / teacher).glob('logits-*.pt'):
                 path.unlink()
         return None
     except Exception:

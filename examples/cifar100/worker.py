@@ -17,6 +17,7 @@ import torch
 from beside import HALFWAY, Clock, machine
 from images import Counted, Images, Remembered, Split, teacher_logits
 from nets import MEAN, STD
+from plan import ORIGINS, needed
 from protocol import Run, Spec
 from rivals import RivalTask
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
@@ -131,17 +132,17 @@ class Worker:
 
     def folder(self, run: Run) -> Path:
         """Where its checkpoints are; those of a run that starts from a teacher go with that teacher's weights."""
-        key = run.settings.get('teacher') or run.settings.get('after')
-        return self.work / (f'{run.key}-{sha256(self.work / key / "teacher" / TEACHER)[:8]}' if key else run.key)
+        weights = [sha256(self.work / key / 'teacher' / TEACHER)[:8] for key in needed(run)]
+        return self.work / '-'.join([run.key, *weights])
 
     def forget(self, key: str) -> None:
         """Remove the results of what came of a teacher, trained again with other weights on another machine."""
         for path in self.results.glob('*.json'):
             settings = json.loads(path.read_text())['settings']
-            if key in (settings.get('teacher'), settings.get('after')):
+            if key in (settings.get(name) for name in ORIGINS):
                 print(f'{path.stem} came of another {key}: to be done again', flush=True)
                 path.unlink()
-                if settings.get('after'):
+                if 'teacher' not in settings:
                     self.forget(path.stem)
 
     def task(self, run: Run) -> TrainingTask:
@@ -167,6 +168,8 @@ class Worker:
         method = METHODS[s['method']](**s['options'], **({'kl_ramp': s['ramp']} if s.get('ramp') else {}))
         branches = s['branch'] if isinstance(s['branch'], list) else [s['branch']]
         students = [build(b, 2000 + seed, self.num_classes) for b in branches] if method.takes_students else []
+        if s.get('guide'):
+            students[0].load_state_dict(self.teacher(s['guide']).state_dict())
         boundaries = s['boundaries'] and [tuple(b) if isinstance(b, list) else b for b in s['boundaries']]
         return sf_teacher.wrap(teacher, students, method=method, boundaries=boundaries, input_size=self.size)
 

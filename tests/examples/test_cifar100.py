@@ -107,9 +107,37 @@ def test_pairs_that_share_a_student_or_a_teacher_share_its_runs(modules, tmp_pat
         assert all(run.settings.get('teacher', keys[0]) in keys[:i + 1] for i, run in enumerate(chain))
 
 
+def test_a_method_with_a_trained_student_gets_that_of_its_guide(modules, tiny, tmp_path, monkeypatch):
+    arms = {'standard': {}, 'guide': {'as_branch': True}, 'aid': {
+        'method': 'aid', 'after': 'standard', 'guide': 'guide', 'train': {'epochs': 1}}}
+    (tmp_path / 'guided.yaml').write_text(yaml.safe_dump({**BY_NAME, 'arms': arms}))
+    protocol, plan = modules['protocol'].read(tmp_path / 'guided.yaml', arms=['aid']), modules['plan']
+    runs = {run.key: run for chain in plan.chains(protocol, arms=['aid']) for run in chain}
+    aid = next(run for run in runs.values() if run.arm == 'aid' and run.kind == 'teacher')
+    standard, guide = (runs[key] for key in plan.needed(aid))
+    assert standard.settings['model'] == protocol.pairs['by name'].teacher
+    assert guide.settings['model'] == protocol.pairs['by name'].student
+    worker = modules['worker'].Worker(None, tmp_path, tmp_path, 'cpu')
+    worker.num_classes, worker.size = 3, (3, 32, 32)
+    models = {run.key: modules['worker'].build(run.settings['model'], 5, 3) for run in (standard, guide)}
+    monkeypatch.setattr(worker, 'teacher', models.__getitem__)
+    task = worker.task(aid)
+    for mine, known in ((task.teacher, models[standard.key]), (task.branches.student, models[guide.key])):
+        state = known.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in mine.state_dict().items())
+    for name, run in (('standard', standard), ('guide', guide)):
+        folder = tmp_path / run.key / 'teacher'
+        folder.mkdir(parents=True)
+        (folder / modules['worker'].TEACHER).write_bytes(name.encode())
+    other = worker.folder(aid)
+    (tmp_path / guide.key / 'teacher' / modules['worker'].TEACHER).write_bytes(b'another')
+    assert worker.folder(aid) != other      # its checkpoints belong to these weights
+
+
 def test_a_mistake_in_a_protocol_is_named(modules, tmp_path):
     for change, message in ((dict(epochs=3), 'there is no epochs; there are about'),
                             (dict(arms={'standard': {'metod': 'sftn'}}), 'arms: standard: there is no metod'),
+                            (dict(arms={'standard': {}, 'aid': {'method': 'aid'}}), 'aid: a guide is for methods with'),
                             (dict(arms={'standard': {'after': 'other'}}), "there is no arm 'other' to start from")):
         (tmp_path / 'bad.yaml').write_text(yaml.safe_dump({**TINY, **change}))
         with pytest.raises(SystemExit, match=message):
