@@ -9,7 +9,7 @@ from torch import nn
 
 from .checks import check_model, check_size, shown
 from .errors import SFTeacherError
-from .exporting.normalise import name_of
+from .exporting.architecture import name_of
 from .exporting.verify import LOCAL, check_folder
 from .methods import get_method
 from .methods.base import Method

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checks import check_batch, check_model, check_placement, check_size, check_target
 from .errors import SFTeacherError
-from .exporting.normalise import name_of
+from .exporting.architecture import name_of
 from .joint_task import JointTask
 from .methods import get_method
 from .methods.base import Context, Criterion, Method, options
@@ -187,7 +187,7 @@ class StudentFriendlyTask(JointTask):
         Raises:
             SFTeacherError: There is no such branch, or the folder can't be written; nothing was written.
         """
-        from .exporting.exporter import export_branch
+        from .exporting.branch import export_branch
         branches = getattr(self.branches, 'branches', [])
         if not 0 <= index < len(branches):
             raise SFTeacherError(f'there is no branch {index!r} of a student to export: the method '

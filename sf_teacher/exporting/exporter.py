@@ -18,8 +18,10 @@ from torch import nn
 from ..errors import SFTeacherError
 from ..files import written_at_once
 from ..version import __version__
-from . import normalise
+from . import json_values, normalise
+from .architecture import check_factory_arguments, factory_path, identify, name_of, restore_constants
 from .card import model_card, portable_path, torchdistill_snippet
+from .class_names import check_class_names, class_names_of
 from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO, sha256, versions
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
@@ -89,7 +91,7 @@ def export(
     if format not in FORMATS:
         raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
     target = find_place(folder, overwrite)
-    notes, args = normalise.metadata(metadata), normalise.primitives('model_args', model_args)
+    notes, args = json_values.metadata(metadata), json_values.primitives('model_args', model_args)
     if isinstance(model, TrainingTask):
         raise SFTeacherError(f'export takes the plain model and this is a {type(model).__name__}: call task.export('
                              f'folder), or pass task.get_eval_model()')
@@ -97,18 +99,18 @@ def export(
     teacher = normalise.plain_copy(model)
     arch = None
     if factory is None:
-        arch, args = normalise.identify(teacher, args)
+        arch, args = identify(teacher, args)
         if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.state_dict().values()):
-            normalise.restore_constants(teacher, arch, args)
+            restore_constants(teacher, arch, args)
     else:
-        factory = normalise.factory_path(factory)
-        normalise.check_factory_arguments(args)
+        factory = factory_path(factory)
+        check_factory_arguments(args)
     if layout is not None:
         check_layout(layout, factory, target)
     data_config = normalise.data_config(teacher, input_size, mean, std)
     inputs, logits = normalise.probe(teacher, data_config['input_size'])
-    names = normalise.class_names_of(teacher) if class_names is None \
-        else normalise.check_class_names(class_names, logits.shape[1])
+    names = class_names_of(teacher) if class_names is None \
+        else check_class_names(class_names, logits.shape[1])
     facts: dict[str, Any] = {
         'arch': arch,
         'factory': factory,
@@ -119,7 +121,7 @@ def export(
         'sf_teacher_version': __version__,
         'versions': versions(),
     }
-    name, state = normalise.name_of(teacher), teacher.state_dict()
+    name, state = name_of(teacher), teacher.state_dict()
     theirs = to_torchvision(name, state, inputs, logits) if format == 'torchvision' else None
     with written_at_once(target, partial(check_place, target, overwrite)) as temporary:
         _write(temporary, teacher, facts, notes)
@@ -166,52 +168,17 @@ def check_export(
         raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
     find_place(folder, overwrite)
     teacher = normalise.plain_copy(unwrap_model(model))
-    normalise.primitives('metadata', metadata)
-    args = normalise.primitives('model_args', model_args)
+    json_values.primitives('metadata', metadata)
+    args = json_values.primitives('model_args', model_args)
     if factory is None:
-        normalise.identify(teacher, args)
+        identify(teacher, args)
     else:
-        normalise.check_factory_arguments(args)
+        check_factory_arguments(args)
     if class_names is not None:
-        normalise.check_class_names(class_names, getattr(teacher, 'num_classes', len(class_names)))
+        check_class_names(class_names, getattr(teacher, 'num_classes', len(class_names)))
     if layout is not None:
-        check_layout(layout, factory and normalise.factory_path(factory), Path(folder))
+        check_layout(layout, factory and factory_path(factory), Path(folder))
     normalise.data_config(teacher, input_size, mean, std)
-
-
-def export_branch(
-        model: nn.Module,
-        boundary: Sequence[str],
-        untrained: Sequence[str],
-        folder: str | os.PathLike[str],
-) -> Path:
-    """See `StudentFriendlyTask.export_branch`.
-
-    Args:
-        model: The student behind the boundary, under the student's own keys.
-        boundary: The modules at which it starts.
-        untrained: The student's other keys.
-        folder: Where to.
-    """
-    target = find_place(folder, overwrite=False)
-    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    notes = {
-        'student': normalise.name_of(model),
-        'boundary': list(boundary),
-        'trained': sorted(state),
-        'untrained': list(untrained),
-    }
-    with written_at_once(target, partial(check_place, target, False)) as temporary:
-        safetensors.torch.save_file(state, temporary / 'branch.safetensors', {'sf_teacher': json.dumps(notes)})
-        (temporary / 'branch.json').write_text(json.dumps(notes, indent=2), encoding='utf-8')
-        (temporary / README).write_text(
-            f'A trained branch as the start of {notes["student"]}: everything after {", ".join(boundary)}.\n\n'
-            f'{len(untrained)} weights before it are not trained by any branch and not in the file; '
-            'they are listed as "untrained" in branch.json.\n\n'
-            '```python\nweights = safetensors.torch.load_file("branch.safetensors")\n'
-            'student.load_state_dict(weights, strict=False)\n```\n',
-            encoding='utf-8')
-    return target
 
 
 def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[str, Any]) -> None:

@@ -1,15 +1,10 @@
-"""The plain teacher behind whatever it was trained in: copied, identified, and asked for its logits."""
+"""The plain teacher behind whatever it was trained in: copied, and asked for its preprocessing and its logits."""
 import contextlib
 import copy
-import dataclasses
-import json
 import math
-import os
-import re
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from numbers import Integral
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import timm
@@ -18,9 +13,9 @@ from torch import nn
 
 from ..checks import check_size, logits_of
 from ..errors import SFTeacherError
+from .architecture import name_of
 from .checkpoint import check_plain
-from .numerics import default_attention, default_numerics, take_attention
-from .reload import CheckError, check_arguments
+from .numerics import default_numerics
 
 PROBE_IMAGES = 4
 PROBE_SEED = 0
@@ -81,70 +76,6 @@ def _untie(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, metad
     # safetensors refuses tensors that share memory; some architectures share them by design (coat)
     for key, tensor in state.items():
         state[key] = tensor.clone()
-
-
-def identify(teacher: nn.Module, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments with which timm builds this very structure.
-
-    timm records the arguments of `create_model` and supported changes (`reset_classifier`, `set_input_size`).
-
-    Raises:
-        SFTeacherError: timm does not build a model with the same keys and shapes.
-    """
-    arch = (getattr(teacher, 'pretrained_cfg', None) or {}).get('architecture')
-    if not arch or not timm.is_model(arch) or not timm.model_entrypoint(arch).__module__.startswith('timm.'):
-        raise SFTeacherError(
-            f'{name_of(teacher)} is not a model that timm builds by name, so it cannot be exported as a timm folder; '
-            'pass factory="package.module:function" with a function that builds it'
-        )
-    recorded = getattr(teacher, '_model_args', {})
-    if recorded.get('features_only') or not getattr(teacher, 'num_classes', 0):
-        raise SFTeacherError(
-            f'{arch} has no classifier (features_only or num_classes=0), a teacher needs logits; give it one with '
-            'reset_classifier(num_classes)'
-        )
-    try:
-        args = primitives('model_args', timm.models.get_model_args(teacher, dict(model_args)))
-        check_arguments(arch, args, 'this model or model_args')
-    except (ValueError, CheckError) as e:
-        raise SFTeacherError(f'{arch} was not exported: {e}') from e
-    try:
-        with torch.device('meta'), default_attention():
-            fresh = timm.create_model(arch, **args)
-    except Exception as e:
-        raise SFTeacherError(f'timm does not build {arch} with {args}: {type(e).__name__}: {e}') from e
-    take_attention(teacher, fresh)
-    if differences := _differences(teacher.state_dict(), fresh.state_dict()):
-        raise SFTeacherError(
-            f'this {arch} is not the one that timm builds with {args}: {differences}. If it was built with other '
-            'arguments, pass model_args={...}; if it was edited after it was built, pass '
-            'factory="package.module:function" with a function that builds it'
-        )
-    return arch, args
-
-
-def _differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], show: int = 3) -> str:
-    texts = [f'{key} is in the model only' for key in found if key not in expected]
-    texts += [f'{key} is missing' for key in expected if key not in found]
-    texts += [
-        f'{key} is {tuple(found[key].shape)}, not {tuple(expected[key].shape)}'
-        for key in found if key in expected and found[key].shape != expected[key].shape
-    ]
-    return '; '.join(texts[:show]) + (f'; and {len(texts) - show} more' if len(texts) > show else '')
-
-
-def restore_constants(teacher: nn.Module, arch: str, model_args: Mapping[str, Any]) -> None:
-    """Give a teacher that was trained in half precision back the constants that its state_dict does not hold.
-
-    Position tables and the like were rounded with the weights, but whoever loads the teacher computes them anew.
-    """
-    with torch.random.fork_rng(devices=[]):
-        fresh = timm.create_model(arch, **model_args)
-    stored = teacher.state_dict().keys()
-    for name, buffer in fresh.named_buffers():
-        if name not in stored:
-            owner, _, leaf = name.rpartition('.')
-            setattr(teacher.get_submodule(owner), leaf, buffer)
 
 
 def data_config(
@@ -219,92 +150,3 @@ def probe(teacher: nn.Module, input_size: Sequence[int]) -> tuple[torch.Tensor, 
     if not logits.isfinite().all():
         raise SFTeacherError(f'the logits of {name_of(teacher)} are not finite: did its training diverge?')
     return inputs, logits.clone()
-
-
-def class_names_of(model: nn.Module) -> list[str] | None:
-    """Names of the classes in the order of the logits, as a timm configuration holds them; None where it does not."""
-    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
-    if isinstance(names, Mapping):      # JSON makes strings of the indices
-        names = [names.get(i, names.get(str(i))) for i in range(len(names))]
-    if not names or None in names or len(names) != getattr(model, 'num_classes', len(names)):
-        return None
-    return [str(name) for name in names]
-
-
-def check_class_names(names: Sequence[str], num_classes: int) -> list[str]:
-    """Names of classes as a list, or an error that says what they are not."""
-    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-        raise SFTeacherError(f'class_names must be one string a class, in the order of the logits; got {names!r}')
-    if len(names) != num_classes:
-        raise SFTeacherError(f'there are {len(names)} class_names and the teacher has {num_classes} classes')
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise SFTeacherError(f'class_names holds {", ".join(map(repr, twice[:3]))} more than once: their order would '
-                             f'not say which is which')
-    return list(names)
-
-
-def factory_path(factory: str | Callable[..., nn.Module]) -> str:
-    """ "package.module:function" of a factory that another process can import."""
-    if callable(factory):
-        factory = f'{factory.__module__}:{factory.__qualname__}'
-    module, _, function = factory.partition(':')
-    names = [*module.split('.'), *function.split('.')]
-    if module == '__main__' or not all(name.isidentifier() for name in names):
-        raise SFTeacherError(
-            f'factory={factory!r} cannot be imported by another process; it is "package.module:function", a function '
-            'on the top level of a module other than the script that is running'
-        )
-    return factory
-
-
-def check_factory_arguments(model_args: dict[str, Any]) -> None:
-    """Refuse arguments that `verify` would not hand to a factory, because a folder is not to decide them."""
-    try:
-        check_arguments(None, model_args, 'model_args')
-    except CheckError as e:
-        raise SFTeacherError(f'{e}; write them into the factory') from e
-
-
-def metadata(value: Any) -> dict[str, Any]:
-    """What is said of the training, as JSON gives it back, without what it tells of the machine: paths lose theirs."""
-    return _without_paths(primitives('metadata', value))
-
-
-_PATH = re.compile(     # a separator that no relative path, URL or tag has before it, and the last part of what follows
-    r'(?<![\w./<])(?:file://)?(?:~[\w.-]*|[A-Za-z]:|/(?!/))(?:[^\s<>\'",;/\\]*[/\\])*([^\s<>\'",;/\\]*)')
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_without_paths(key): _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    whole = value.removeprefix('local-dir:')
-    if PurePosixPath(whole).is_absolute() or PureWindowsPath(whole).is_absolute():      # it may hold spaces
-        return PureWindowsPath(whole).name      # knows both kinds of separators
-    return _PATH.sub(lambda match: match[1] if '/' in match[0] or '\\' in match[0] else match[0], value)
-
-
-def primitives(name: str, value: Any) -> dict[str, Any]:
-    """`value` as JSON gives it back: dataclasses as dicts with their name, paths as strings, scalars as numbers."""
-    try:
-        return json.loads(json.dumps(dict(value or {}), default=_to_primitive))
-    except (TypeError, ValueError) as e:
-        raise SFTeacherError(f'{name} must consist of numbers, strings, lists and dicts: {e}') from e
-
-
-def _to_primitive(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {'name': type(value).__name__, **dataclasses.asdict(value)}
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, 'item'):
-        return value.item()
-    raise TypeError(f'this is a {type(value).__name__}: {value!r}')
-
-
-def name_of(model: nn.Module) -> str:
-    """What to call a model in a message."""
-    return (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__

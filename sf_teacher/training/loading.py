@@ -11,7 +11,7 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 from torch import nn
 
 from ..errors import SFTeacherError
-from ..exporting.normalise import class_names_of
+from ..exporting.class_names import class_names_of
 from ..exporting.verify import check_folder
 from ..validation import setting
 

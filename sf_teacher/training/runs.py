@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import SettingError, SFTeacherError
 from ..exporting.exporter import export
-from ..exporting.normalise import metadata
+from ..exporting.json_values import metadata
 from ..exporting.reload import CONFIG as EXPORTED_CONFIG
 from ..exporting.writer import find_place
 from ..validation import setting

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from sf_teacher import SFTeacherError, wrap
 from sf_teacher.exporting.exporter import export
-from sf_teacher.exporting.normalise import metadata
+from sf_teacher.exporting.json_values import metadata
 from tests.helpers import build
 
 

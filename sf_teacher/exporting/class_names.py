@@ -1,0 +1,29 @@
+"""Names of the classes in the order of a teacher's logits."""
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ..errors import SFTeacherError
+
+
+def class_names_of(model: nn.Module) -> list[str] | None:
+    """Names of the classes in the order of the logits, as a timm configuration holds them; None where it does not."""
+    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
+    if isinstance(names, Mapping):      # JSON makes strings of the indices
+        names = [names.get(i, names.get(str(i))) for i in range(len(names))]
+    if not names or None in names or len(names) != getattr(model, 'num_classes', len(names)):
+        return None
+    return [str(name) for name in names]
+
+
+def check_class_names(names: Sequence[str], num_classes: int) -> list[str]:
+    """Names of classes as a list, or an error that says what they are not."""
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise SFTeacherError(f'class_names must be one string a class, in the order of the logits; got {names!r}')
+    if len(names) != num_classes:
+        raise SFTeacherError(f'there are {len(names)} class_names and the teacher has {num_classes} classes')
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise SFTeacherError(f'class_names holds {", ".join(map(repr, twice[:3]))} more than once: their order would '
+                             f'not say which is which')
+    return list(names)
