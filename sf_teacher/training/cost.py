@@ -57,7 +57,8 @@ def joint_cost(task: StudentFriendlyTask) -> dict[str, float]:
     """The same for a task that has not begun: the mean over the branches where a method draws one of them a step."""
     batch = 2 if getattr(task.method, 'branch_share', 1.) == 1 else 20      # so that a share of it is whole images
     draws = len(task.branches.branches) if getattr(task.method, 'sample_branch', False) else 1
-    target, index = torch.zeros(batch, dtype=torch.long, device=task.device), torch.arange(batch, device=task.device)
+    target = torch.zeros(batch, dtype=torch.long, device=task.device)
+    index = None if task.device.type == 'meta' else torch.arange(batch, device=task.device)     # memory is looked up
     each = [step_cost(task, task.input_size, lambda x: task.losses(x, target, index=index)['loss'], batch)
             for _ in range(draws)]
     return {name: sum(cost[name] for cost in each) / draws for name in each[0]}
