@@ -8,7 +8,7 @@ import torch
 from torchdistill.common.constant import def_logger
 
 from sf_teacher import SFTeacherError
-from sf_teacher.exporting.normalise import class_names_of
+from sf_teacher.exporting.class_names import class_names_of
 
 logger = def_logger.getChild(__name__)
 
