@@ -12,8 +12,8 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Loan:
-    """A parameter that a branch borrows from its bank: a leading slice of a tensor, part by part.
+class BankSlice:
+    """A parameter that a branch takes from its bank: a leading slice of a tensor, part by part.
 
     Args:
         key: Name in the bank.
@@ -28,7 +28,7 @@ class Loan:
     fixed: tuple[int, ...]
     places: tuple[tuple[str, str], ...]
 
-    def fits(self, other: 'Loan') -> bool:
+    def fits(self, other: 'BankSlice') -> bool:
         """Whether both can be slices of one tensor."""
         return len(self.shape) == len(other.shape) and self.parts == other.parts and self.fixed == other.fixed and all(
             self.shape[d] == other.shape[d] for d in self.fixed)
@@ -60,13 +60,13 @@ def block_classes(student: nn.Module) -> frozenset[str]:
                      if any(True for _ in m.children()) and not type(m).__module__.startswith('torch.nn'))
 
 
-def find_loans(branch: Branch) -> list[Loan]:
+def find_slices(branch: Branch) -> list[BankSlice]:
     """What a branch takes from a bank: every parameter but those of normalisation layers and of prefix tokens."""
     modules = dict(branch.named_modules())
     places: dict[int, list[str]] = {}
     for name, p in branch.named_parameters(remove_duplicate=False):
         places.setdefault(id(p), []).append(name)
-    loans = []
+    slices = []
     for name, p in branch.named_parameters():
         owner = name.rpartition('.')[0]
         module = modules[owner]
@@ -80,24 +80,24 @@ def find_loans(branch: Branch) -> list[Loan]:
         key = name.replace('.', '/')
         if name.startswith('transform.'):       # students may need other kernels there, and share the tail all the same
             key += '@' + 'x'.join(map(str, p.shape[2:]))
-        loans.append(Loan(key, tuple(p.shape), fused, spatial, pairs))
-    return loans
+        slices.append(BankSlice(key, tuple(p.shape), fused, spatial, pairs))
+    return slices
 
 
 def find_families(
         classes: Sequence[frozenset[str]],
         sources: Sequence[Sequence[int]],
-        loans: Sequence[Sequence[Sequence[Loan]]],
+        slices: Sequence[Sequence[Sequence[BankSlice]]],
 ) -> list[int]:
     """The family of each student: the first whose members have the same classes and fitting weights, or a new one."""
     families: list[int] = []
     for m in range(len(classes)):
-        mine = {(s, loan.key): loan for s, own in zip(sources[m], loans[m], strict=True) for loan in own}
+        mine = {(s, piece.key): piece for s, own in zip(sources[m], slices[m], strict=True) for piece in own}
         for family in range(max(families, default=-1) + 1):
             others = [o for o in range(m) if families[o] == family]
-            theirs = [((s, loan.key), loan) for o in others for s, own in zip(sources[o], loans[o], strict=True)
-                      for loan in own]
-            if classes[others[0]] == classes[m] and all(k not in mine or mine[k].fits(loan) for k, loan in theirs) \
+            theirs = [((s, piece.key), piece) for o in others for s, own in zip(sources[o], slices[o], strict=True)
+                      for piece in own]
+            if classes[others[0]] == classes[m] and all(k not in mine or mine[k].fits(piece) for k, piece in theirs) \
                     and any(k in mine for k, _ in theirs):
                 families.append(family)
                 break
@@ -106,11 +106,11 @@ def find_families(
     return families
 
 
-def take(branch: Branch, loan: Loan) -> nn.Parameter:
+def take(branch: Branch, piece: BankSlice) -> nn.Parameter:
     """Take a parameter out of a branch; its name stays registered, with None."""
-    path, name = loan.places[0]
+    path, name = piece.places[0]
     p = branch.get_submodule(path)._parameters[name]
-    for path, name in loan.places:
+    for path, name in piece.places:
         branch.get_submodule(path)._parameters[name] = None
     assert p is not None
     return p

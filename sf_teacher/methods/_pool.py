@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import SFTeacherError
 from ..functional import kl_divergence
-from ._banks import block_classes, find_families, find_loans, take, undecayed
+from ._banks import block_classes, find_families, find_slices, take, undecayed
 from ._branches import Branch, BranchOutput, BranchSet, StudentBranches, ZeroGradient
 from .base import Context
 
@@ -74,8 +74,8 @@ class SampledPool(BranchSet):
             self.members.append(nn.ModuleList(branch for branch, _, _ in own))
             self.names.append([name for _, name, _ in own])
             self.sources.append([source for _, _, source in own])
-        self.loans = [[find_loans(branch) for branch in member] for member in self._members()]
-        self.families = find_families([block_classes(s) for s in context.students], self.sources, self.loans)
+        self.slices = [[find_slices(branch) for branch in member] for member in self._members()]
+        self.families = find_families([block_classes(s) for s in context.students], self.sources, self.slices)
         if require_sharing and (alone := [f for f in range(max(self.families) + 1) if self.families.count(f) == 1]):
             names = ', '.join(f'{self.families.index(f)} ({self.students[self.families.index(f)]})' for f in alone)
             raise SFTeacherError(f'require_sharing=True, but students {names} can share weights with no other of the '
@@ -91,18 +91,18 @@ class SampledPool(BranchSet):
 
     def _bank(self, family: int, source: int) -> nn.ParameterDict:
         """The bank of a family at a boundary, filled with the weights of its members, which no longer own them."""
-        users = [(branch, loans) for m, member in enumerate(self._members()) if self.families[m] == family
-                 for branch, loans, s in zip(member, self.loans[m], self.sources[m], strict=True) if s == source]
+        users = [(branch, slices) for m, member in enumerate(self._members()) if self.families[m] == family
+                 for branch, slices, s in zip(member, self.slices[m], self.sources[m], strict=True) if s == source]
         bank = nn.ParameterDict()
-        for key in dict.fromkeys(loan.key for _, loans in users for loan in loans):
-            parts = [(loan, take(branch, loan)) for branch, loans in users for loan in loans if loan.key == key]
-            shape = [max(sizes) for sizes in zip(*(loan.shape for loan, _ in parts), strict=True)]
-            whole = next((p for loan, p in parts if loan.shape == tuple(shape) and len(parts) == 1), None)
+        for key in dict.fromkeys(piece.key for _, slices in users for piece in slices):
+            parts = [(piece, take(branch, piece)) for branch, slices in users for piece in slices if piece.key == key]
+            shape = [max(sizes) for sizes in zip(*(piece.shape for piece, _ in parts), strict=True)]
+            whole = next((p for piece, p in parts if piece.shape == tuple(shape) and len(parts) == 1), None)
             if whole is None:
                 whole = nn.Parameter(parts[0][1].new_zeros(shape), any(p.requires_grad for _, p in parts))
                 with torch.no_grad():
-                    for loan, p in sorted(parts, key=lambda part: part[1].numel()):
-                        loan.write(whole, p)
+                    for piece, p in sorted(parts, key=lambda part: part[1].numel()):
+                        piece.write(whole, p)
             bank[key] = whole
         return bank
 
@@ -130,16 +130,16 @@ class SampledPool(BranchSet):
         return member, first
 
     @contextlib.contextmanager
-    def lent(self, member: int, position: int) -> Iterator[Branch]:
+    def with_weights(self, member: int, position: int) -> Iterator[Branch]:
         """A student's branch with its weights from the bank, for the time of the context."""
         branch: Any = cast(nn.ModuleList, self.members[member])[position]
         bank: Any = self.banks[f'{self.families[member]}-{self.sources[member][position]}']
         placed: list[tuple[nn.Module, str]] = []
         try:
-            for loan in self.loans[member][position]:
-                weight = loan.slice(bank[loan.key])
-                weight = weight if weight is bank[loan.key] else weight.contiguous()
-                for path, name in loan.places:
+            for piece in self.slices[member][position]:
+                weight = piece.slice(bank[piece.key])
+                weight = weight if weight is bank[piece.key] else weight.contiguous()
+                for path, name in piece.places:
                     module = branch.get_submodule(path)
                     module.__dict__[name] = weight      # goes before the parameter of this name, which is None
                     placed.append((module, name))
@@ -153,7 +153,7 @@ class SampledPool(BranchSet):
         maps = [m.detach() for m in maps] if self.detach else maps
         logits: dict[str, torch.Tensor] = {}
         for position, (name, source) in enumerate(zip(self.names[member], self.sources[member], strict=True)):
-            with self.lent(member, position) as branch:
+            with self.with_weights(member, position) as branch:
                 logits[name] = branch(maps[source])
         terms = self._terms(member, first, logits, teacher_logits) if self.alpha is not None else {}
         if self.training and (idle := self._idle(member)):
@@ -183,7 +183,7 @@ class SampledPool(BranchSet):
         used = {id(self.alpha)} | {id(p) for p in self.members[member].parameters()}
         for position, source in enumerate(self.sources[member]):
             bank: Any = self.banks[f'{self.families[member]}-{source}']
-            used |= {id(bank[loan.key]) for loan in self.loans[member][position]}
+            used |= {id(bank[piece.key]) for piece in self.slices[member][position]}
         return [p for p in self.parameters() if id(p) not in used and p.requires_grad]
 
     def get_extra_state(self) -> torch.Tensor:
@@ -195,9 +195,9 @@ class SampledPool(BranchSet):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Tensors of the banks that a student excludes from weight decay."""
-        return {f'banks.{self.families[m]}-{source}.{loan.key}' for m, excluded in enumerate(self._excluded)
-                for source, loans in zip(self.sources[m], self.loans[m], strict=True) for loan in loans
-                if loan.key.replace('/', '.').removeprefix('tail.model.') in excluded}
+        return {f'banks.{self.families[m]}-{source}.{piece.key}' for m, excluded in enumerate(self._excluded)
+                for source, slices in zip(self.sources[m], self.slices[m], strict=True) for piece in slices
+                if piece.key.replace('/', '.').removeprefix('tail.model.') in excluded}
 
     def describe(self) -> list[str]:
         lines = []

@@ -50,7 +50,7 @@ def evaluate(
     for number, batch in enumerate(loader, 1):
         images, target, *_ = unpacked(batch, 'validation')
         check_evaluated(target, task, f' in batch {number}')
-        images, target = delivered(images, target, task.device, channels_last)
+        images, target = to_device(images, target, task.device, channels_last)
         try:
             with autocast():
                 output = model(images)
@@ -123,7 +123,7 @@ def set_epoch(loader: Any, epoch: int) -> None:
             part.set_epoch(epoch)
 
 
-def delivered(
+def to_device(
         images: torch.Tensor,
         target: torch.Tensor,
         device: torch.device,

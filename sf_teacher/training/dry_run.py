@@ -21,8 +21,8 @@ def describe(plan: Plan) -> str:
     steps, world = len(loader), World.current()
     lines = [
         str(plan.task) if hasattr(plan.task, 'branches') else _outline(plan.task),
-        f'data: {config.data or config.dataset}, {config.num_classes} classes, input {_x(config.input_size)}, '
-        f'mean {_x(config.mean, " ")}, std {_x(config.std, " ")}',
+        f'data: {config.data or config.dataset}, {config.num_classes} classes, input {_joined(config.input_size)}, '
+        f'mean {_joined(config.mean, " ")}, std {_joined(config.std, " ")}',
         f'training: {config.epochs} epochs of {steps} batches of {config.batch_size}'
         + (f' on each of {world.size} processes' if world.size > 1 else '')
         + f', {config.opt} lr {config.lr:g}, {config.sched}',
@@ -61,5 +61,5 @@ def _seconds_a_step(plan: Plan) -> float:
     return min(times[1:])
 
 
-def _x(values: Any, separator: str = 'x') -> str:
+def _joined(values: Any, separator: str = 'x') -> str:
     return separator.join(f'{v:g}' for v in values)

@@ -33,7 +33,7 @@ def create_loaders(
         config: Batch size, augmentation.
         train_config: Seed, mixing.
         data_config: Image size, mean, std, interpolation and crop, as `timm.data.resolve_data_config` gives them.
-        device: Where batches are delivered.
+        device: Where the batches are.
         rank: This process.
         world_size: Number of processes.
         with_index: Whether training batches have a third item, the images' numbers in the data set [B].

@@ -23,7 +23,7 @@ from ..joint_task import JointTask
 from ..validation import setting
 from .batches import check_labels, explained, unpacked
 from .checkpoint import random_state, set_random_state
-from .components import create_mixup, create_optimizer, delivered, evaluate, peak_memory, set_epoch, trainable
+from .components import create_mixup, create_optimizer, evaluate, peak_memory, set_epoch, to_device, trainable
 from .curves import draw_curves
 from .interruption import Guard, World
 from .progress import Average, Progress, summary_line, watched
@@ -188,7 +188,7 @@ class Loop:
             group = batch // steps      # the last group may be smaller
             in_group = min(steps, batches - group * steps)
             last = batch + 1 == min((group + 1) * steps, batches)
-            inputs, target = delivered(inputs, target, self.device, self.config.channels_last)
+            inputs, target = to_device(inputs, target, self.device, self.config.channels_last)
             if self.mixup is not None:
                 if len(inputs) % 2:
                     raise SFTeacherError(f'mixup and cutmix pair the images of a batch, and batch {batch + 1} has '

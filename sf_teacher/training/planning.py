@@ -120,7 +120,7 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
         task: TrainingTask = ClassificationTask(student, loss, device=device, verbose=False)
     else:
         check_forward(teacher, 'teacher', size, data.num_classes, device)
-        _say(student, mean=config.mean, std=config.std, crop_mode=expected['crop_mode'])
+        _set_data_config(student, mean=config.mean, std=config.std, crop_mode=expected['crop_mode'])
         task = KD[config.kd](student, teacher, loss, config, device)
     metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
                 'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
@@ -174,7 +174,7 @@ def _plan(
     for name in ('mean', 'std'):    # the model's own are of colour images
         if len(data_config[name]) != channels:
             data_config[name] = (statistics.fmean(data_config[name]),) * channels
-    _say(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'])
+    _set_data_config(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'])
     if device.type == 'cpu':
         threads = config.threads or default_threads(config.batch_size, data_config['input_size'])
         torch.set_num_threads(threads)
@@ -190,8 +190,8 @@ def _plan(
     return Plan(config, task, *loaders, data_config, metadata, data)
 
 
-def _say(model: nn.Module, **facts: Any) -> None:
-    """Let the model say how images are brought to it: timm's tasks and the export read it there."""
+def _set_data_config(model: nn.Module, **facts: Any) -> None:
+    """Set fields of the model's timm configuration, where timm's tasks and the export read how images are prepared."""
     vars(model)['pretrained_cfg'] = {**(getattr(model, 'pretrained_cfg', None) or {}), **facts}
 
 

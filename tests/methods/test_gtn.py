@@ -75,13 +75,13 @@ def own_weights(branches, member, position):
     branch = branches.members[member][position]
     bank = branches.banks[f'{branches.families[member]}-{branches.sources[member][position]}']
     weights = {n: p.detach().clone() for n, p in branch.tail.model.named_parameters()}
-    for loan in branches.loans[member][position]:
-        t = bank[loan.key].detach()
-        if loan.parts > 1:
-            t = torch.cat([part[:loan.shape[0] // loan.parts] for part in t.chunk(loan.parts)])
-        for d, n in enumerate(loan.shape):
+    for piece in branches.slices[member][position]:
+        t = bank[piece.key].detach()
+        if piece.parts > 1:
+            t = torch.cat([part[:piece.shape[0] // piece.parts] for part in t.chunk(piece.parts)])
+        for d, n in enumerate(piece.shape):
             t = t.narrow(d, 0, n)
-        weights |= {f'{path}.{name}'.removeprefix('tail.model.'): t.clone() for path, name in loan.places}
+        weights |= {f'{path}.{name}'.removeprefix('tail.model.'): t.clone() for path, name in piece.places}
     return weights
 
 
@@ -108,7 +108,7 @@ def test_families_slices_and_a_step(pool):
                     p.copy_(given[name])
             x = torch.randn(2, branches.boundaries[branches.sources[m][position]].layouts[0].channels,
                             *branches.boundaries[branches.sources[m][position]].size)
-            with branches.lent(m, position) as branch, torch.no_grad():
+            with branches.with_weights(m, position) as branch, torch.no_grad():
                 features = branch.transform(x)
                 assert torch.equal(branch.tail(*features), standalone(*features)), (names[m], position)
     seen = set()
@@ -122,32 +122,32 @@ def test_families_slices_and_a_step(pool):
 
 def test_members_share_storage_and_norms_are_their_own():
     branches = make(['resnet18', 'resnet34']).branches
-    loans = [{loan.key: loan for loan in branches.loans[m][0]} for m in (0, 1)]
+    slices = [{piece.key: piece for piece in branches.slices[m][0]} for m in (0, 1)]
     key = 'tail/model/layer4/0/conv2/weight'
-    with branches.lent(0, 0) as a:
+    with branches.with_weights(0, 0) as a:
         a.tail.model.layer4[0].conv2.weight.data.fill_(7.)
-    with branches.lent(1, 0) as b:
+    with branches.with_weights(1, 0) as b:
         assert (b.tail.model.layer4[0].conv2.weight == 7.).all()
-    assert branches.members[0][0].tail.model.layer4[0].conv2.weight is None     # and nothing stays lent
+    assert branches.members[0][0].tail.model.layer4[0].conv2.weight is None     # and nothing stays there
     small = make(['mobilenetv3_small_050', 'mobilenetv3_small_100']).branches
-    key = next(loan.key for loan in small.loans[0][0] if len(loan.shape) == 4 and 'tail' in loan.key)
+    key = next(piece.key for piece in small.slices[0][0] if len(piece.shape) == 4 and 'tail' in piece.key)
     bank = small.banks[f'0-{small.sources[0][0]}'][key]
-    loan = next(loan for loan in small.loans[0][0] if loan.key == key)
-    view = loan.slice(bank)
-    assert loan.shape != tuple(bank.shape) and view.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr()
+    piece = next(piece for piece in small.slices[0][0] if piece.key == key)
+    view = piece.slice(bank)
+    assert piece.shape != tuple(bank.shape) and view.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr()
     with torch.no_grad():
         view.fill_(3.)
-    assert (bank[tuple(slice(n) for n in loan.shape)] == 3.).all() and not (bank == 3.).all()
-    assert not any('bn' in k or 'norm' in k for own in loans for k in own)
+    assert (bank[tuple(slice(n) for n in piece.shape)] == 3.).all() and not (bank == 3.).all()
+    assert not any('bn' in k or 'norm' in k for own in slices for k in own)
     norms = [branches.members[m][0].tail.model.layer4[0].bn1 for m in (0, 1)]
     assert norms[0].weight is not norms[1].weight and norms[0].running_mean is not norms[1].running_mean
 
 
 def test_a_fused_qkv_is_sliced_part_by_part():
     branches = make(['deit_tiny_patch16_224', 'deit_small_patch16_224']).branches
-    loan = next(loan for loan in branches.loans[0][0] if loan.key.endswith('qkv/weight'))
+    piece = next(piece for piece in branches.slices[0][0] if piece.key.endswith('qkv/weight'))
     bank = torch.arange(1152.)[:, None].expand(1152, 384)
-    rows = loan.slice(bank)[:, 0]
+    rows = piece.slice(bank)[:, 0]
     assert torch.equal(rows, torch.cat([torch.arange(s, s + 192.) for s in (0., 384., 768.)]))
 
 
@@ -187,7 +187,7 @@ def test_what_is_not_on_the_path_gets_gradients_of_zero():
 def test_the_largest_members_weights_start_the_bank():
     students = [model('resnet18'), model('resnet34')]
     branches = make(students).branches
-    with branches.lent(1, 0) as branch:
+    with branches.with_weights(1, 0) as branch:
         for name, p in branch.tail.model.named_parameters():
             assert torch.equal(p, students[1].get_parameter(name)), name
         assert torch.equal(branch.tail.model.layer4[1].conv1.weight, students[1].layer4[1].conv1.weight)
@@ -317,9 +317,9 @@ def test_weight_decay_spares_what_students_exclude():
     decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
     for m, student in enumerate(('deit_tiny_patch16_224', 'deit_small_patch16_224')):
         excluded = model(student).no_weight_decay()
-        for loan in task.branches.loans[m][0]:
-            bank = task.branches.banks[f'0-{task.branches.sources[m][0]}'][loan.key]
-            name = loan.key.replace('/', '.').removeprefix('tail.model.')
+        for piece in task.branches.slices[m][0]:
+            bank = task.branches.banks[f'0-{task.branches.sources[m][0]}'][piece.key]
+            name = piece.key.replace('/', '.').removeprefix('tail.model.')
             assert (id(bank) in decayed) == (bank.ndim > 1 and name not in excluded)
 
 
