@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,11 +57,11 @@ def rows(protocol: Protocol, done: dict[str, Result], pair: str, student: str) -
     return found
 
 
-def nested_gains(row: Row, against: Row | None) -> list[float]:
+def nested_gains(row: Row, against: Row | None, accuracy: str = 'top1') -> list[float]:
     """One difference for each teacher that both have: the mean over its students, which are paired by their seed."""
     if against is None:
         return []
-    return [statistics.fmean(mine['top1'] - theirs['top1'] for mine, theirs in zip(
+    return [statistics.fmean(mine[accuracy] - theirs[accuracy] for mine, theirs in zip(
             row.students[seed], against.students[seed], strict=True)) for seed in row.students
             if seed in against.students]
 
@@ -107,8 +106,8 @@ def _name(protocol: Protocol, name: str, row: Row) -> str:
 def table(protocol: Protocol, found: dict[str, Row]) -> str:
     """What is reported: one row an arm."""
     head = ('teacher', 'T', 'teachers × students', "teacher's epochs", 'teacher, %', 'student, validation, %',
-            'student, test, %', 'gain over the standard teacher', 'teacher, CPU / wall minutes',
-            'student, CPU / wall minutes')
+            'student, test, %', 'gain over the standard teacher, test', 'the same, validation',
+            'teacher, CPU / wall minutes', 'student, CPU / wall minutes')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for name, row in found.items():
         if not row.students:
@@ -119,14 +118,16 @@ def table(protocol: Protocol, found: dict[str, Row]) -> str:
         difference = '' if name == STANDARD else verdict(nested_gains(row, found.get(STANDARD)), 'teacher')
         if against != STANDARD:
             difference += f'; over "{against}": {verdict(nested_gains(row, found.get(against)), "teacher")}'
+        again = '' if name == STANDARD else verdict(
+            nested_gains(row, found.get(STANDARD), 'validation_top1'), 'teacher')
         teachers = list(row.teachers.values())
         lines.append('| ' + ' | '.join([
             _name(protocol, name, row), f'{row.choice.temperature:g}' if row.choice else '-',
             f'{len(row.students)} × {len(students) // len(row.students)}',
             '-' if not teachers else str(teachers[0]['settings']['train']['epochs']),
             _mean(t['top1'] for t in teachers), _mean(r['validation_top1'] for r in students),
-            _mean(statistics.fmean(each) for each in of_teacher), difference, _minutes(teachers),
-            _minutes(students)]) + ' |')
+            _mean(statistics.fmean(each) for each in of_teacher), difference, again,
+            _minutes(teachers), _minutes(students)]) + ' |')
     return '\n'.join(lines)
 
 
@@ -144,6 +145,22 @@ def selection_table(protocol: Protocol, found: dict[str, Row]) -> str:
     return '\n'.join(lines)
 
 
+def reported(name: str) -> list[str]:
+    """What a protocol reports: pair by pair its name and its table."""
+    protocol = read(HERE / f'{name}.yaml')
+    done, parts = results_of(protocol), []
+    for pair, spec in protocol.pairs.items():
+        for student in ('own', *spec.others):
+            found = rows(protocol, done, pair, student)
+            if any(row.students for row in found.values()):
+                parts.append(f'**{_title(pair, student)}**\n\n{table(protocol, found)}')
+    return parts
+
+
+def _title(pair: str, student: str) -> str:
+    return pair if student == 'own' else f'{pair}, student {student} (not the branch)'
+
+
 def section(name: str) -> str:
     """A protocol's part of RESULTS.md; empty where nothing has been run."""
     protocol = read(HERE / f'{name}.yaml')
@@ -151,13 +168,12 @@ def section(name: str) -> str:
     for pair, spec in protocol.pairs.items():
         for student in ('own', *spec.others):
             found = rows(protocol, done, pair, student)
-            title = pair if student == 'own' else f'{pair}, student {student} (not the branch)'
             selected, reported = selection_table(protocol, found), any(row.students for row in found.values())
             if not selected and not reported:
                 continue
             missing = [arm for arm in protocol.arms if arm not in found or not found[arm].students]
             parts.append('\n\n'.join(filter(None, [
-                f'### {title}', table(protocol, found) if reported else '',
+                f'### {_title(pair, student)}', table(protocol, found) if reported else '',
                 f'Not reported yet: {"; ".join(missing)}.' if missing else '',
                 'Student on the validation images, by temperature (selection seeds '
                 f'{", ".join(map(str, protocol.selection_seeds))}; what was chosen is bold):' if selected else '',
@@ -178,13 +194,14 @@ unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. A
 choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by students of the selection seeds on
 {protocol.validation} held-out training images of each class; the seeds that are reported are others, the same for
 every arm. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
-teachers. ± is the standard deviation over teachers, for the validation images over students.
+teachers; it says how teachers and students vary, not what other images would give, for which the gain on the
+validation images stands beside it. ± is the standard deviation over teachers, for the validation images over students.
 
 ''' + '\n\n'.join(parts) + '\n'
 
 
 def gains_by_size(names: Sequence[str], size: str) -> dict[str, dict[str, list[tuple[int, list[float]]]]]:
-    """By pair and arm: gains over the standard teacher, teacher by teacher, for each size of the data."""
+    """By pair and arm: gains over the standard teacher, of at least three teachers, for each size of the data."""
     found: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
     for name in names:
         protocol = read(HERE / f'{name}.yaml')
@@ -193,7 +210,8 @@ def gains_by_size(names: Sequence[str], size: str) -> dict[str, dict[str, list[t
             for student in ('own', *spec.others):
                 known = rows(protocol, done, pair, student)
                 for arm, row in known.items():
-                    if arm not in (ALONE, STANDARD) and (values := nested_gains(row, known.get(STANDARD))):
+                    values = [] if arm in (ALONE, STANDARD) else nested_gains(row, known.get(STANDARD))
+                    if len(values) > 2:     # fewer have no interval
                         title = pair if student == 'own' else f'{pair}, {student}'
                         found.setdefault(title, {}).setdefault(arm, []).append((getattr(protocol, size), values))
     return found
@@ -216,7 +234,7 @@ def figure(name: str) -> bool:
         for arm, points in each.items():
             i = arms.index(arm)
             xs = [x * 1.02 ** (i - (len(arms) - 1) / 2) for x, _ in points]
-            halves = [interval(values)[1] if len(values) > 2 else math.nan for _, values in points]
+            halves = [interval(values)[1] for _, values in points]
             ax.errorbar(xs, [statistics.fmean(values) for _, values in points], yerr=halves, marker='o', capsize=3,
                         color=f'C{i % 10}', linestyle='-' if i < 10 else '--', label=arm)
         ax.axhline(0, color='black', linewidth=0.8)

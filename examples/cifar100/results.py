@@ -20,7 +20,6 @@ from sf_teacher.analysis.similarity import interval
 
 HERE = Path(__file__).resolve().parent
 OVERVIEW = HERE.parents[1] / 'docs/results.md'
-MARKS = '<!-- cpu.yaml, by examples/cifar100/results.py -->', '<!-- end of cpu.yaml -->'
 PROTOCOLS = ('cpu', 'controls', 'other_student', 'methods', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
 Result = dict[str, Any]
 Arms = dict[str, list[tuple[Result | None, Result]]]       # by arm: teacher's and student's result for each seed
@@ -120,11 +119,15 @@ def document() -> str:
 
 
 def overview() -> str:
-    """docs/results.md, with the table of cpu.yaml between its marks."""
+    """docs/results.md, with the tables of cpu.yaml and few_labels.yaml between their marks."""
     protocol = read(HERE / 'cpu.yaml')
-    before, rest = OVERVIEW.read_text(encoding='utf-8').split(MARKS[0])
-    tables = [table(protocol, collect(protocol, pair)) for pair in protocol.pairs]
-    return MARKS[0].join([before, '\n' + '\n\n'.join(tables) + '\n' + MARKS[1] + rest.split(MARKS[1])[1]])
+    text = OVERVIEW.read_text(encoding='utf-8')
+    for name, tables in (('cpu', [table(protocol, collect(protocol, pair)) for pair in protocol.pairs]),
+                         ('few_labels', chosen.reported('few_labels'))):
+        begin, end = f'<!-- {name}.yaml, by examples/cifar100/results.py -->', f'<!-- end of {name}.yaml -->'
+        before, rest = text.split(begin)
+        text = begin.join([before, '\n' + '\n\n'.join(tables) + f'\n{end}' + rest.split(end)[1]])
+    return text
 
 
 def _style(arm: str, arms: list[str]) -> Result:
