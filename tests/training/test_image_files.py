@@ -209,7 +209,7 @@ def test_channels_other_than_one_and_three(root):
 @pytest.mark.parametrize('more', [['--in-memory'], ['--workers', '0'], []], ids=str)
 def test_a_dry_run_decodes_nothing(more, root, tmp_path, capsys, monkeypatch):
     for path in root.rglob('*.png'):
-        path.write_bytes(b'no image')
+        path.write_bytes(f'no image {path}'.encode())      # copies would be refused
     monkeypatch.setattr(Image, 'open', lambda *args: pytest.fail('decoded'))
     args = ['train', 'test_resnet', '--method', 'none', '--data', str(root), '--input-size', '3', '16', '16',
             '--batch-size', '8', '--device', 'cpu', '--output', str(tmp_path / 'run'), '--dry-run']
