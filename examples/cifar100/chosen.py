@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,36 +148,33 @@ def selection_table(protocol: Protocol, found: dict[str, Row]) -> str:
 def reported(name: str) -> list[str]:
     """What a protocol reports: pair by pair its name and its table."""
     protocol = read(HERE / f'{name}.yaml')
-    done, parts = results_of(protocol), []
+    return [f'**{title}**\n\n{table(protocol, found)}' for title, found in _by_student(protocol)
+            if any(row.students for row in found.values())]
+
+
+def _by_student(protocol: Protocol) -> Iterator[tuple[str, dict[str, Row]]]:
+    """Each student of each pair: its title and its rows."""
+    done = results_of(protocol)
     for pair, spec in protocol.pairs.items():
         for student in ('own', *spec.others):
-            found = rows(protocol, done, pair, student)
-            if any(row.students for row in found.values()):
-                parts.append(f'**{_title(pair, student)}**\n\n{table(protocol, found)}')
-    return parts
-
-
-def _title(pair: str, student: str) -> str:
-    return pair if student == 'own' else f'{pair}, student {student} (not the branch)'
+            title = pair if student == 'own' else f'{pair}, student {student} (not the branch)'
+            yield title, rows(protocol, done, pair, student)
 
 
 def section(name: str) -> str:
     """A protocol's part of RESULTS.md; empty where nothing has been run."""
-    protocol = read(HERE / f'{name}.yaml')
-    done, parts = results_of(protocol), []
-    for pair, spec in protocol.pairs.items():
-        for student in ('own', *spec.others):
-            found = rows(protocol, done, pair, student)
-            selected, reported = selection_table(protocol, found), any(row.students for row in found.values())
-            if not selected and not reported:
-                continue
-            missing = [arm for arm in protocol.arms if arm not in found or not found[arm].students]
-            parts.append('\n\n'.join(filter(None, [
-                f'### {_title(pair, student)}', table(protocol, found) if reported else '',
-                f'Not reported yet: {"; ".join(missing)}.' if missing else '',
-                'Student on the validation images, by temperature (selection seeds '
-                f'{", ".join(map(str, protocol.selection_seeds))}; what was chosen is bold):' if selected else '',
-                selected])))
+    protocol, parts = read(HERE / f'{name}.yaml'), []
+    for title, found in _by_student(protocol):
+        selected, reported = selection_table(protocol, found), any(row.students for row in found.values())
+        if not selected and not reported:
+            continue
+        missing = [arm for arm in protocol.arms if arm not in found or not found[arm].students]
+        parts.append('\n\n'.join(filter(None, [
+            f'### {title}', table(protocol, found) if reported else '',
+            f'Not reported yet: {"; ".join(missing)}.' if missing else '',
+            'Student on the validation images, by temperature (selection seeds '
+            f'{", ".join(map(str, protocol.selection_seeds))}; what was chosen is bold):' if selected else '',
+            selected])))
     if not parts:
         return ''
     first, end = protocol.classes
@@ -205,15 +202,11 @@ def gains_by_size(names: Sequence[str], size: str) -> dict[str, dict[str, list[t
     found: dict[str, dict[str, list[tuple[int, list[float]]]]] = {}
     for name in names:
         protocol = read(HERE / f'{name}.yaml')
-        done = results_of(protocol)
-        for pair, spec in protocol.pairs.items():
-            for student in ('own', *spec.others):
-                known = rows(protocol, done, pair, student)
-                for arm, row in known.items():
-                    values = [] if arm in (ALONE, STANDARD) else nested_gains(row, known.get(STANDARD))
-                    if len(values) > 2:     # fewer have no interval
-                        title = pair if student == 'own' else f'{pair}, {student}'
-                        found.setdefault(title, {}).setdefault(arm, []).append((getattr(protocol, size), values))
+        for title, known in _by_student(protocol):
+            for arm, row in known.items():
+                values = [] if arm in (ALONE, STANDARD) else nested_gains(row, known.get(STANDARD))
+                if len(values) > 2:     # fewer have no interval
+                    found.setdefault(title, {}).setdefault(arm, []).append((getattr(protocol, size), values))
     return found
 
 

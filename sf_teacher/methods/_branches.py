@@ -120,9 +120,7 @@ class StudentBranches(BranchSet):
         logits = {self.names[i]: self.branches[i](maps[self.sources[i]]) for i in drawn}
         if sample is not None:
             used = {id(p) for i in drawn for p in self.branches[i].parameters()}
-            if idle := [p for p in self.parameters() if p.requires_grad and id(p) not in used]:
-                name = next(iter(logits))
-                logits[name] = logits[name] + ZeroGradient.apply(*idle)
+            logits = with_zero_gradients(logits, self, used)
         return BranchOutput(logits)
 
     def describe(self) -> list[str]:
@@ -187,6 +185,15 @@ def _share(tails: list[Tail]) -> None:
                 setattr(tail.model.get_submodule(owner), leaf, owners[name])
             else:
                 owners[name] = p
+
+
+def with_zero_gradients(logits: dict[str, torch.Tensor], module: nn.Module, used: set[int]) -> dict[str, torch.Tensor]:
+    """The same logits, with a gradient of zero for every trained parameter of a module whose id is not in `used`."""
+    idle = [p for p in module.parameters() if p.requires_grad and id(p) not in used]
+    if not idle:
+        return logits
+    name = next(iter(logits))
+    return {**logits, name: logits[name] + ZeroGradient.apply(*idle)}
 
 
 class ZeroGradient(torch.autograd.Function):

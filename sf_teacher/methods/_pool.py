@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import SFTeacherError
 from ..functional import kl_divergence
 from ._banks import block_classes, find_families, find_slices, take, undecayed
-from ._branches import Branch, BranchOutput, BranchSet, StudentBranches, ZeroGradient
+from ._branches import Branch, BranchOutput, BranchSet, StudentBranches, with_zero_gradients
 from .base import Context
 
 
@@ -156,9 +156,8 @@ class SampledPool(BranchSet):
             with self.with_weights(member, position) as branch:
                 logits[name] = branch(maps[source])
         terms = self._terms(member, first, logits, teacher_logits) if self.alpha is not None else {}
-        if self.training and (idle := self._idle(member)):
-            name = next(iter(logits))
-            logits[name] = logits[name] + ZeroGradient.apply(*idle)
+        if self.training:
+            logits = with_zero_gradients(logits, self, self._used(member))
         return BranchOutput(logits, terms)
 
     def _terms(
@@ -178,13 +177,13 @@ class SampledPool(BranchSet):
         return {'path': self.path_weight * advantage * log_p[member],
                 'path_negentropy': self.entropy_weight * (math.log(len(p)) + (p * log_p).sum())}
 
-    def _idle(self, member: int) -> list[nn.Parameter]:
-        """Parameters that are not on the path."""
+    def _used(self, member: int) -> set[int]:
+        """Ids of the parameters that are on the path."""
         used = {id(self.alpha)} | {id(p) for p in self.members[member].parameters()}
         for position, source in enumerate(self.sources[member]):
             bank: Any = self.banks[f'{self.families[member]}-{source}']
             used |= {id(bank[piece.key]) for piece in self.slices[member][position]}
-        return [p for p in self.parameters() if id(p) not in used and p.requires_grad]
+        return used
 
     def get_extra_state(self) -> torch.Tensor:
         return torch.tensor(self.step)
