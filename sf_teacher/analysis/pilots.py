@@ -20,6 +20,7 @@ from ..split.teacher_taps import teacher_boundaries
 from ..training.components import eval_model
 from ..training.data import Data
 from ..training.fitting import fit
+from ..training.loading import exported_folder
 from ..training.planning import KD_SETTINGS, Plan, plan_student
 from ..training.settings import ReportRun, StudentRun
 from .similarity import Predictions, predict
@@ -78,10 +79,8 @@ class Pilots:
         return row
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
-        weights = Path(candidate.folder.removeprefix('local-dir:')) / 'model.safetensors'
-        stamp = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
         settings = asdict(replace(self.settings, output='', device='', workers=0))
-        text = json.dumps([asdict(candidate), epochs, seed, stamp, settings])
+        text = json.dumps([asdict(candidate), epochs, seed, stamp(candidate.folder), settings])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
@@ -129,6 +128,12 @@ def _accuracies(found: Predictions) -> Mapping[str, float]:
 def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:
     ours, theirs = (default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student))
     return pair_boundaries(ours, theirs)
+
+
+def stamp(folder: str) -> list[int] | None:
+    """What tells an exported folder's weights from others that take their place."""
+    weights = exported_folder(folder) / 'model.safetensors'
+    return [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
 
 
 def pilot_settings(config: ReportRun) -> StudentRun:

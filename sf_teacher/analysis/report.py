@@ -19,6 +19,7 @@ from ..training.settings import ReportRun
 from ..validation import setting
 from . import halving
 from .figures import matplotlib_pyplot, report_figure
+from .fine_tuned import FineTuned
 from .pilots import Candidate, Pilots, pilot_settings, put_json
 from .similarity import interval
 
@@ -31,6 +32,7 @@ SELECTION_SEED = 1000       # added to the seed of the pilots that only choose
 def report(config: ReportRun) -> dict[str, Any]:
     """Pilot teachers at several temperatures, compare the best of them, and recommend one.
 
+    With ``fine_tune``, the baseline is trained on first, with branches of the student and without: two more teachers.
     Candidates, each a teacher at a temperature, are thinned out by successive halving on one half of the validation
     images. The baseline at its best temperature and the best others then train students with fresh seeds, and are
     compared on the other half. Every pilot is kept in ``output/pilots``: a report that was stopped goes on from there.
@@ -51,10 +53,13 @@ def report(config: ReportRun) -> dict[str, Any]:
     pilot = pilot_settings(config)
     data = load_data(pilot, pilot.seed, (pilot.input_size or sizes[0])[0])
     pilots = Pilots(pilot, data, Path(config.output), folders[0])
-    candidates = [Candidate(folder, t) for folder in folders for t in config.temperatures]
+    fine_tuned = FineTuned(config, folders[0], data)
     pilots.check(folders)
+    fine_tuned.check()
     _make_folder(config.output)     # everything has been checked
-    epochs = _affordable(config, candidates, pilots)
+    more, seconds = fine_tuned.train(_logger.info)
+    candidates = [Candidate(folder, t) for folder in (*folders, *more) for t in config.temperatures]
+    epochs = _affordable(config, candidates, pilots, seconds)
 
     def choose_by(candidate: Candidate, of_round: int) -> float:
         row = pilots.run(candidate, of_round, config.seed + SELECTION_SEED)
@@ -82,7 +87,7 @@ def report(config: ReportRun) -> dict[str, Any]:
         'student': config.student, 'data': config.data or config.dataset, 'epochs': epochs, 'baseline': baseline,
         'rounds': [{'epochs': r.epochs, 'top1': {name_of(c): v for c, v in r.top1.items()}} for r in done],
         'teachers': teachers, 'pilots': arms, 'comparisons': comparisons,
-        'recommendation': _recommend(arms, teachers, comparisons, baseline, pilots.seconds),
+        'recommendation': _recommend(arms, teachers, comparisons, baseline, pilots.seconds + seconds),
     }
     write_atomically(Path(config.output) / 'report.json', lambda file: put_json(file, result))
     report_figure(result, Path(config.output) / 'report.png')
@@ -150,19 +155,19 @@ def _make_folder(output: str) -> None:
         raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
 
 
-def _affordable(config: ReportRun, candidates: Sequence[Candidate], pilots: Pilots) -> int:
-    """The epochs of the last pilots: those asked for, or as many as the budget allows."""
+def _affordable(config: ReportRun, candidates: Sequence[Candidate], pilots: Pilots, spent: float) -> int:
+    """The epochs of the last pilots: those asked for, or as many as what is left of the budget allows."""
     if not config.budget:
         return config.epochs
-    limit = halving.seconds(config.budget)
+    limit = halving.seconds(config.budget) - spent
     one = pilots.run(candidates[0], 1, config.seed + SELECTION_SEED)['seconds']
     for epochs in range(config.epochs, 0, -1):
         if one * halving.pilot_epochs(len(candidates), epochs, config.seeds) <= limit:
             _logger.info('an epoch of a pilot takes %.1f s: %d epochs fit into %s', one, epochs, config.budget)
             return epochs
-    least = one * halving.pilot_epochs(len(candidates), 1, config.seeds)
-    raise SettingError(f'{setting("budget", config.budget)} is too small: pilots of one epoch need about {least:.0f} s '
-                       f'here; give that, or fewer teachers, temperatures or seeds')
+    least = spent + one * halving.pilot_epochs(len(candidates), 1, config.seeds)
+    raise SettingError(f'{setting("budget", config.budget)} is too small: with pilots of one epoch it takes about '
+                       f'{least:.0f} s here; give that, or fewer teachers, temperatures or seeds')
 
 
 def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str, comparisons: int = 1) -> dict[str, Any]:
@@ -197,7 +202,7 @@ def _recommend(
                f'surely better'
     else:
         text = f'{take}, the only candidate'
-    text += f' ({seconds / 60:.1f} minutes of pilots)'
+    text += f' ({seconds / 60:.1f} minutes of training)'
     return {'teacher': teachers[chosen]['folder'], 'temperature': teachers[chosen]['temperature'], 'text': text,
             'gain': best and best['mean'], 'half_width': best and best['half_width'], 'seconds': seconds}
 

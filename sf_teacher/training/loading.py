@@ -15,7 +15,14 @@ from ..exporting.class_names import class_names_of
 from ..exporting.verify import check_folder
 from ..validation import setting
 
-__all__ = ['check_forward', 'class_names_of', 'init_device', 'load_teacher']
+__all__ = ['check_forward', 'class_names_of', 'exported_folder', 'init_device', 'load_teacher']
+
+
+def exported_folder(folder: str) -> Path:
+    """Where the exported files are: the folder itself or, if it is that of a run, the one in it."""
+    path = Path(folder.removeprefix('local-dir:'))
+    of_run = path / 'teacher'
+    return of_run if not os.path.exists(path / 'config.json') and os.path.exists(of_run / 'config.json') else path
 
 
 def load_teacher(folder: str) -> nn.Module:
@@ -27,9 +34,7 @@ def load_teacher(folder: str) -> nn.Module:
     Raises:
         SFTeacherError: This is no folder that plain timm loads.
     """
-    path = Path(folder.removeprefix('local-dir:'))
-    if not os.path.exists(path / 'config.json') and os.path.exists(path / 'teacher' / 'config.json'):
-        path = path / 'teacher'     # of a run's folder
+    path = exported_folder(folder)
     missing = [name for name in ('config.json', 'model.safetensors') if not os.path.isfile(path / name)]
     if missing:
         raise SFTeacherError(f'{setting("teacher", folder)} is no exported timm folder ({" and ".join(missing)} '

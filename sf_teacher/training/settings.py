@@ -227,5 +227,8 @@ class ReportRun(StudentRun):
         (2., 4., 8., 16.), 'temperatures of the distillation to try with each teacher', above=0, high=100)
     seeds: int = option(3, 'pilot students for each of the last teachers, with --seed and the following seeds', low=2)
     epochs: int = option(5, 'epochs of a pilot student', low=1)
-    budget: str = option('', 'time for all pilots, e.g. 20m; --epochs is lowered to fit (default: no limit)')
+    fine_tune: int = option(0, 'also try the baseline trained on for so many epochs, by SFTN with the student as its '
+                               'branch and by cross entropy alone', low=0)
+    fine_tune_lr: float = option(0.005, 'with --fine-tune: its learning rate', above=0, high=100)
+    budget: str = option('', 'time for all of it, e.g. 20m; --epochs is lowered to fit (default: no limit)')
     batch_size: int = option(64, 'images in a batch', low=1, high=2 ** 20)

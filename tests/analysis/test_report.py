@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+import yaml
 from matplotlib.axes import Axes
 from timm.data import resolve_data_config
 
@@ -172,12 +173,47 @@ def test_a_budget_lowers_the_epochs_or_is_refused(teachers, tmp_path):
     config = ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
                        in_memory=True, batch_size=8, epochs=4, seeds=2, device='cpu', output=str(tmp_path / 'out'),
                        temperatures=(4.,), budget='0.001s')
-    with pytest.raises(SFTeacherError, match=r"budget='0.001s' is too small: pilots of one epoch need about \d+ s"):
+    too_small = r"budget='0.001s' is too small: with pilots of one epoch it takes about \d+ s"
+    with pytest.raises(SFTeacherError, match=too_small):
         report(config)
     [path] = (tmp_path / 'out/pilots').iterdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), 'seconds': 10.}))
     assert halving.pilot_epochs(2, 2, 2) == 16
     assert report(replace(config, budget='170s'))['epochs'] == 2
+
+
+def test_the_baseline_is_fine_tuned_with_branches_and_without_once(teachers, tmp_path, monkeypatch):
+    config = ReportRun(teachers=(teachers[0],), student='test_efficientnet', data=str(runs.folder(tmp_path / 'data')),
+                       in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'),
+                       temperatures=(4.,), fine_tune=2, fine_tune_lr=0.01)
+    result = report(config)
+    plain, friendly = (next((tmp_path / 'out/fine_tuned').glob(f'{method}-*/')) for method in ('none', 'sftn'))
+    assert set(result['teachers']) == {f'{folder} at T = 4' for folder in (teachers[0], plain / 'teacher',
+                                                                           friendly / 'teacher')}
+    settings = [yaml.safe_load((folder / 'config.yaml').read_text()) for folder in (plain, friendly)]
+    assert [s['student'] for s in settings] == [[], ['test_efficientnet']]
+    assert {(s['epochs'], s['lr'], s['teacher']) for s in settings} == {(2, 0.01, f'local-dir:{teachers[0]}')}
+    weights = [load_teacher(str(folder)).state_dict()['conv1.0.weight'] for folder in (teachers[0], plain, friendly)]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    took = sum(json.loads(path.read_text())['seconds'] for part in ('fine_tuned', 'pilots')
+               for path in (tmp_path / 'out' / part).glob('*.json'))
+    assert result['recommendation']['seconds'] == pytest.approx(took)
+    monkeypatch.setattr('sf_teacher.analysis.fine_tuned.train_teacher', lambda *args: pytest.fail('trained again'))
+    assert report(config) == result
+    monkeypatch.undo()
+    path, = (tmp_path / 'out/fine_tuned').glob('sftn-*.json')
+    path.write_text(json.dumps({'seconds': 1000.}))     # it counts against the budget
+    with pytest.raises(SFTeacherError, match=r"budget='900s' is too small: .* takes about 1\d\d\d s"):
+        report(replace(config, budget='900s'))
+    begun = []
+
+    def begins(run, data):
+        begun.append(run)
+        raise KeyboardInterrupt
+    monkeypatch.setattr('sf_teacher.analysis.fine_tuned.train_teacher', begins)
+    with pytest.raises(KeyboardInterrupt):
+        report(replace(config, fine_tune=3))        # other settings are another training
+    assert [run.epochs for run in begun] == [3]
 
 
 def test_what_is_measured_is_the_moving_average_where_there_is_one(teachers, tmp_path, monkeypatch):
