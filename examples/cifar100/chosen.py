@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from beside import RIGHT, unpacked
 from plan import Choice, Result, choose, reported_runs, teacher_run
 from protocol import ALONE, STANDARD, Protocol, read
 
@@ -66,20 +68,50 @@ def nested_gains(row: Row, against: Row | None, accuracy: str = 'top1') -> list[
             if seed in against.students]
 
 
-def verdict(values: Sequence[float], of: str = 'seed') -> str:
+def with_images(row: Row, against: Row, accuracy: str = 'top1') -> float | None:
+    """Half-width of the gain's 95 % interval for other teachers and other images; None where it is not known.
+
+    The difference of teacher t's students on image i varies with both. Its variance over the teachers' means and that
+    over the images' means are added, which counts what varies with both twice and so errs on the wide side (Owen 2007,
+    "The pigeonhole bootstrap"); degrees of freedom by Welch and Satterthwaite.
+    """
+    from scipy.stats import t
+
+    right = RIGHT[accuracy]
+    seeds = [seed for seed in row.students if seed in against.students]
+    if len(seeds) < 3 or not all(right in r for each in (row, against) for seed in seeds for r in each.students[seed]):
+        return None
+    of_teacher = [[np.mean([unpacked(r[right], r[accuracy]) for r in each.students[seed]], 0)
+                   for each in (row, against)] for seed in seeds]
+    gains = 100 * np.stack([mine - theirs for mine, theirs in of_teacher])     # [teachers, images]
+    parts = [gains.mean(1 - axis).var(ddof=1) / gains.shape[axis] for axis in (0, 1)]
+    freedom = sum(parts) ** 2 / sum(part ** 2 / (count - 1) for part, count in zip(parts, gains.shape, strict=True))
+    return float(t.ppf(0.975, freedom) * sum(parts) ** 0.5)
+
+
+def verdict(values: Sequence[float], of: str = 'seed', wide: float | None = None) -> str:
     """A gain or loss only where the 95 % interval of paired t excludes 0; no interval of one or two.
 
     Args:
         values: Paired differences.
         of: What there is one value for each of.
+        wide: Half-width of a wider interval, which then decides.
     """
     if not values:
         return '-'
     mean, half = interval(values)
     if len(values) < 3:
         return f'{mean:+.2f} ({len(values)} {of}{"s" * (len(values) > 1)})'
-    kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
-    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] {kind}'
+    widest = half if wide is None else max(half, wide)
+    kind = 'gain' if mean > widest else 'loss' if -mean > widest else 'no gain'
+    more = '' if wide is None else f', with images [{mean - wide:+.2f}, {mean + wide:+.2f}]'
+    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]{more} {kind}'
+
+
+def compared(row: Row, against: Row | None, accuracy: str = 'top1') -> str:
+    """The verdict on an arm against another one."""
+    wide = with_images(row, against, accuracy) if against else None
+    return verdict(nested_gains(row, against, accuracy), 'teacher', wide)
 
 
 def _mean(values: Iterable[float], digits: int = 2) -> str:
@@ -113,13 +145,12 @@ def table(protocol: Protocol, found: dict[str, Row]) -> str:
         if not row.students:
             continue
         students = [r for each in row.students.values() for r in each]
-        of_teacher = [[r[key] for r in each] for each in row.students.values() for key in ('top1',)]
+        of_teacher = [[r['top1'] for r in each] for each in row.students.values()]
         against = protocol.arms[name].against if name != ALONE else STANDARD
-        difference = '' if name == STANDARD else verdict(nested_gains(row, found.get(STANDARD)), 'teacher')
+        difference = '' if name == STANDARD else compared(row, found.get(STANDARD))
         if against != STANDARD:
-            difference += f'; over "{against}": {verdict(nested_gains(row, found.get(against)), "teacher")}'
-        again = '' if name == STANDARD else verdict(
-            nested_gains(row, found.get(STANDARD), 'validation_top1'), 'teacher')
+            difference += f'; over "{against}": {compared(row, found.get(against))}'
+        again = '' if name == STANDARD else compared(row, found.get(STANDARD), 'validation_top1')
         teachers = list(row.teachers.values())
         lines.append('| ' + ' | '.join([
             _name(protocol, name, row), f'{row.choice.temperature:g}' if row.choice else '-',
@@ -191,8 +222,8 @@ unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. A
 choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by students of the selection seeds on
 {protocol.validation} held-out training images of each class; the seeds that are reported are others, the same for
 every arm. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
-teachers; it says how teachers and students vary, not what other images would give, for which the gain on the
-validation images stands beside it. ± is the standard deviation over teachers, for the validation images over students.
+teachers. "With images" is the interval for other teachers and other images of these classes (their variances added); it
+decides. The validation images chose the temperatures, with other teachers, so their gain only stands beside it. ± is the standard deviation over teachers, for the validation images over students.
 
 ''' + '\n\n'.join(parts) + '\n'
 

@@ -14,7 +14,7 @@ from typing import Any
 import nets
 import timm
 import torch
-from beside import HALFWAY, Clock, machine
+from beside import HALFWAY, RIGHT, Clock, machine, packed
 from images import Counted, Images, Remembered, Split, teacher_logits
 from nets import MEAN, STD
 from plan import ORIGINS, needed
@@ -112,11 +112,12 @@ class Worker:
             test: InMemoryLoader,
             validation: InMemoryLoader,
     ) -> dict[str, Any]:
-        """Accuracy of the last epoch on the images that choose and on those that are reported."""
-        found = {}
+        """Accuracy of the last epoch on the images that choose and on those that are reported, and on which it is right."""
+        found: dict[str, Any] = {}
         for name, loader in (('top1', test), ('validation_top1', validation)):
             alone = predict(model, loader)
-            found[name] = 100 * (alone.logits.argmax(1) == alone.labels).float().mean().item()
+            right = alone.logits.argmax(1) == alone.labels
+            found[name], found[RIGHT[name]] = 100 * right.float().mean().item(), packed(right)
         return {**found, 'train_loss': [round(row['train_loss'], 4) for row in rows]}
 
     def resumable(self, folder: Path, run: Run) -> bool:
