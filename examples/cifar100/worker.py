@@ -112,7 +112,7 @@ class Worker:
             test: InMemoryLoader,
             validation: InMemoryLoader,
     ) -> dict[str, Any]:
-        """Accuracy of the last epoch on the images that choose and on those that are reported, and on which it is right."""
+        """Accuracy of the last epoch on the images that choose and on those that are reported, and what is right."""
         found: dict[str, Any] = {}
         for name, loader in (('top1', test), ('validation_top1', validation)):
             alone = predict(model, loader)

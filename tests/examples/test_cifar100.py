@@ -376,6 +376,28 @@ def test_gains_respect_the_nesting(modules):
     assert module.verdict([1., 1.1, 0.9]).endswith('] gain') and module.verdict([1., -1., 0.2]).endswith('no gain')
     assert module.verdict([1.], 'teacher') == '+1.00 (1 teacher)'
     assert module.verdict([1., 2.], 'teacher') == '+1.50 (2 teachers)'
+    assert module.verdict([1., 1.1, 0.9], wide=2.) == '+1.00 [+0.75, +1.25], with images [-1.00, +3.00] no gain'
+
+
+def test_the_interval_for_other_images_holds_the_truth_as_often_as_it_says(modules):
+    module, beside = modules['chosen'], importlib.import_module('beside')
+    generator, means, halves = np.random.default_rng(0), [], []
+
+    def row(chance):
+        right = [torch.from_numpy(generator.random(404) < chance + 0.02 * generator.normal()) for _ in range(5)]
+        again = beside.unpacked(beside.packed(right[0]), 100 * right[0].float().mean().item())
+        assert (again == right[0].numpy()).all()
+        return module.Row(None, {}, {seed: [{'top1': 100 * each.float().mean().item(), 'right': beside.packed(each)}]
+                                     for seed, each in enumerate(right)})
+    for _ in range(300):
+        base, gain = generator.uniform(0.35, 0.55, 404), generator.uniform(-0.3, 0.4, 404)      # 5 points on average
+        standard, other = row(base), row(base + gain)
+        means.append(np.mean(module.nested_gains(other, standard)))
+        halves.append(module.with_images(other, standard))
+    covered = np.mean(np.abs(np.array(means) - 5) < halves)
+    assert covered >= 0.94 and np.mean(halves) < 1.5 * 1.96 * np.std(means)
+    few = module.Row(None, {}, {seed: other.students[seed] for seed in (0, 1)})
+    assert module.with_images(few, standard) is None        # as where a result does not say what was right
 
 
 @pytest.mark.parametrize('loss', ['dkd', 'logit_standardisation'])
