@@ -58,6 +58,18 @@ lets the branches see a part of each batch. Measured by `cheaper_cost.py` on ano
 | pair | branches | FLOP ratio | step ratio | excess |
 |---|---|---|---|---|
 '''
+PROFILE = '''
+## Where the excess is, eager
+
+Measured by `step_profile.py` ({device}, {threads} thread, torch {torch}; {size} px, batches of {batch_size}, median of
+{rounds} rounds) for the pairs that are above 1.05, and two that are not. If every kind of operator took as much longer
+as there are more FLOPs, the step ratio would be the FLOP ratio. What each adds to the difference, in parts of a plain
+step: **products** (convolutions, matrix products, attention), **normalisation**, the **optimizer**, and the **rest**
+(element by element, copies, pooling, reductions), with the GFLOP/s of the teacher's products and of the branches'.
+
+| pair | method | FLOP ratio | step ratio | products | normalisation | optimizer | rest | GFLOP/s, plain | branches |
+|---|---|---|---|---|---|---|---|---|---|
+'''
 POOLED = '''\
 ## GTN with a pool of 8 against 8 SFTN runs
 
@@ -93,6 +105,12 @@ def render(data: dict) -> str:
     for r in cheaper['rows']:
         text += (f'| {r["pair"]} | {r["way"]} | {r["flop_ratio"]:.2f} | {spread(r["step_ratio"])} | '
                  f'{r["excess"]:.2f} |\n')
+    profile = data['profile']
+    text += PROFILE.format(**profile['machine'], **profile['rows'][0])
+    for r in profile['rows']:
+        added = ' | '.join(f'{value:+.3f}' for value in r['added'].values())
+        text += (f'| {r["pair"]} | {r["method"].upper()} | {r["flop_ratio"]:.2f} | {r["step_ratio"]:.2f} | {added} | '
+                 f'{r["gflops"][0]:.0f} | {r["gflops"][1]:.0f} |\n')
     pool = data['pool']
     return text + '\n' + POOLED.format(
         teacher=pool['teacher'], pool=', '.join(pool['pool']),

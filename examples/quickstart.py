@@ -34,10 +34,10 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 
 import sf_teacher
 from sf_teacher.analysis.similarity import interval, predict
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.in_memory import InMemoryLoader, load_images
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.functional import kl_divergence, top1
-from sf_teacher.training.data import load_data
-from sf_teacher.training.in_memory import InMemoryLoader, load_images
-from sf_teacher.training.settings import DataConfig
 
 Images = tuple[torch.Tensor, torch.Tensor]      # uint8 [N, 3, 16, 16] and labels [N]
 Spec = tuple[str, dict[str, Any]]               # timm name and arguments of a model

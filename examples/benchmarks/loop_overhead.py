@@ -19,8 +19,8 @@ import torch
 from timm.optim import create_optimizer_v2
 
 import sf_teacher
+from sf_teacher.data.in_memory import InMemoryLoader
 from sf_teacher.training import TrainConfig
-from sf_teacher.training.in_memory import InMemoryLoader
 from sf_teacher.training.interruption import Stop, World
 from sf_teacher.training.loop import Loop
 

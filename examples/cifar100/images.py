@@ -10,10 +10,10 @@ import torch
 from nets import MEAN, STD
 from torch import nn
 
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.in_memory import InMemoryLoader, load_images
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.files import write_atomically
-from sf_teacher.training.data import load_data
-from sf_teacher.training.in_memory import InMemoryLoader, load_images
-from sf_teacher.training.settings import DataConfig
 
 Images = dict[str, tuple[torch.Tensor, torch.Tensor]]
 

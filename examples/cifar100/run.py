@@ -23,8 +23,8 @@ from images import load
 from protocol import read
 from scheduler import Stage, schedule, stages_of
 
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.errors import SFTeacherError
-from sf_teacher.training.settings import DataConfig
 
 HERE = Path(__file__).resolve().parent
 

@@ -25,6 +25,7 @@ from torch import nn
 
 import sf_teacher
 from sf_teacher.analysis.similarity import predict
+from sf_teacher.data.in_memory import InMemoryLoader
 from sf_teacher.exporting.reload import TEACHER, sha256
 from sf_teacher.files import write_atomically
 from sf_teacher.functional import calibration_error, kl_divergence, linear_cka
@@ -33,7 +34,6 @@ from sf_teacher.split.boundaries import Boundary
 from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
-from sf_teacher.training.in_memory import InMemoryLoader
 
 
 def build(spec: Spec, seed: int, num_classes: int) -> nn.Module:

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..data.datasets import Data
+from ..data.settings import NO_SPLIT, DataConfig
 from ..errors import SettingError
 from ..files import write_atomically
-from ..training.data import NO_SPLIT, Data
 from ..training.loading import exported_folder
 from ..training.planning import STANDARD, plan_teacher
 from ..training.runs import train_teacher
-from ..training.settings import DataConfig, ReportRun, TeacherRun, TrainConfig
+from ..training.settings import ReportRun, TeacherRun, TrainConfig
 from ..validation import setting
 from .pilots import put_json, stamp
 

@@ -11,9 +11,9 @@ from typing import Any
 from timm.data import resolve_data_config
 from timm.utils.distributed import is_distributed_env
 
+from ..data.datasets import load_data
 from ..errors import SettingError, SFTeacherError
 from ..files import write_atomically
-from ..training.data import load_data
 from ..training.loading import load_teacher
 from ..training.settings import ReportRun
 from ..validation import setting

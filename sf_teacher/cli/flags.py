@@ -12,7 +12,8 @@ from dataclasses import MISSING, fields
 from itertools import groupby
 from typing import Any, get_origin, get_type_hints
 
-from ..training.settings import DataConfig, TrainConfig
+from ..data.settings import DataConfig
+from ..training.settings import TrainConfig
 from ..training.settings_file import in_yaml, read_yaml, to_yaml
 from ..validation import Checked, Kind, Spelling, from_dict, shortened, spelled
 

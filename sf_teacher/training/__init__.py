@@ -1,4 +1,4 @@
-"""The optional training loop behind `sf-teacher train` and `distill`: settings, data, loop, run folder.
+"""The optional training loop behind `sf-teacher train` and `distill`: settings, loop, run folder.
 
 No method and no model knowledge: what is trained is any `timm.task.TrainingTask`. Names are imported when first asked
 for, so that the command line can read the settings without importing torch.

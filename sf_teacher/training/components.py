@@ -14,10 +14,10 @@ from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.task import TrainingTask, evaluation_sample_limit
 from torch import nn
 
+from ..data.batches import check_evaluated, explained, num_classes, unpacked
 from ..errors import SettingError, SFTeacherError
 from ..joint_task import JointTask
 from ..validation import like_it, setting
-from .batches import check_evaluated, explained, num_classes, unpacked
 from .settings import TrainConfig
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from timm.task import TrainingTask
 
+from ..data.batches import check_loaders
+from ..data.known_labels import check_known_labels
+from ..data.unlabelled import lowest_label
 from ..errors import SFTeacherError
-from .batches import check_loaders
 from .components import check_smoothing, criterion, evaluate
 from .interruption import World
-from .known_labels import check_known_labels
 from .loop import Loop, Row
 from .run_folder import RunFolder
 from .settings import TrainConfig
 from .signals import Interrupted, Stop, signals
-from .unlabelled import lowest_label
 
 __all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..data.batches import check_loss
 from ..errors import SFTeacherError
-from .batches import check_loss
 from .signals import Stop
 
 

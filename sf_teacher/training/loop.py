@@ -17,12 +17,13 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
 
+from ..data.batches import check_labels, explained, unpacked
+from ..data.unlabelled import lowest_label
 from ..errors import SFTeacherError
 from ..files import undisturbed
 from ..joint_task import JointTask
+from ..rng import random_state, set_random_state
 from ..validation import setting
-from .batches import check_labels, explained, unpacked
-from .checkpoint import random_state, set_random_state
 from .components import create_mixup, create_optimizer, evaluate, peak_memory, set_epoch, to_device, trainable
 from .curves import draw_curves
 from .interruption import Guard, World
@@ -31,7 +32,6 @@ from .run_folder import RunFolder
 from .settings import TrainConfig
 from .signals import PATIENCE, Stop
 from .trackers import start_tracker
-from .unlabelled import lowest_label
 
 _logger = logging.getLogger(__name__)
 

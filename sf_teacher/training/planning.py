@@ -3,39 +3,38 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from timm.data import resolve_data_config
-from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
+from timm.task import ClassificationTask, TrainingTask
 from timm.utils import random_seed
 from torch import nn
 
+from ..data.classes import check_same_classes
+from ..data.datasets import Data, load_data
+from ..data.loaders import create_loaders, flip_probability
+from ..data.unlabelled import LabelledOnly, with_unlabelled
 from ..errors import SettingError, SFTeacherError
 from ..factory import create_model, wrap
 from ..joint_task import JointTask
-from ..kd_task import StudentFriendlyKDTask
 from ..methods import METHODS, make_method
 from ..methods.base import Method
 from ..split.boundaries import default_input_size
 from ..validation import like_it, setting
 from .components import criterion
-from .data import Data, check_class_names, load_data
+from .distillation import KD, check_settings
 from .interruption import World
-from .loaders import create_loaders, flip_probability
 from .loading import check_forward, class_names_of, init_device, load_teacher
 from .settings import StudentRun, TeacherRun, parse_boundaries
 from .threads import default_threads
-from .unlabelled import LabelledOnly, check_settings, with_unlabelled
 
 _logger = logging.getLogger(__name__)
 
 RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)
 STANDARD = 'none'
-KD_SETTINGS = ('kd', 'kd_temperature', 'simplifier_lr', 'task_loss_weight', 'distill_loss_weight')
 
 
 @dataclass
@@ -73,7 +72,7 @@ def plan_teacher(config: TeacherRun, data: Data | None = None, decode: bool = Tr
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
     if config.teacher.startswith('local-dir:'):
-        check_class_names(data, class_names_of(model), f'the teacher in {config.teacher}')
+        check_same_classes(data.class_names, class_names_of(model), f'the teacher in {config.teacher}')
     metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
     return _plan(config, data, task, model, size, device, metadata, decode)
 
@@ -82,16 +81,7 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     """Build and check everything that `distill` needs; `decode` as for `plan_teacher`."""
     if not config.student:
         raise SettingError(f'no student: give the timm name of one, e.g. {setting("student", "resnet18")}')
-    if config.kd not in KD:
-        raise SettingError(f'{setting("kd", config.kd)} must be one of {", ".join(KD)}{like_it(config.kd, KD, "")}')
-    if (idle := config.given(*KD_SETTINGS)) and not config.teacher:
-        raise SettingError(f'{", ".join(map(setting, idle))}: without a teacher the student learns alone, and this has '
-                           f'no effect: leave it out, or give a teacher')
-    if config.kd == 'plain' and config.given('simplifier_lr'):
-        raise SettingError(f'{setting("simplifier_lr", config.simplifier_lr)} has no effect with '
-                           f'{setting("kd", "plain")}: give {setting("kd", "student_friendly")}, or leave it out')
-    if config.unlabelled:
-        check_settings(config)
+    check_settings(config)
     device, size = init_device(config.device), _input_size(config)
     teacher = load_teacher(config.teacher).to(device) if config.teacher else None
     if teacher is not None:
@@ -106,12 +96,12 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     channels = size[0] if size else config.model_kwargs.get('in_chans', 3)
     data = data or load_data(config, config.seed, channels)
     if config.unlabelled:
-        data = with_unlabelled(data, config, channels)
+        data = with_unlabelled(data, config.unlabelled, channels)
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
                              f'{data.num_classes}: give the data that it was trained on')
     if teacher is not None:
-        check_class_names(data, class_names_of(teacher), f'the teacher in {config.teacher}')
+        check_same_classes(data.class_names, class_names_of(teacher), f'the teacher in {config.teacher}')
     random_seed(config.seed)
     kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
     student = create_model(config.student, 'student', data.num_classes, size, kwargs).to(device)
@@ -128,30 +118,6 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     if config.unlabelled:
         metadata['unlabelled'] = config.unlabelled
     return _plan(config, data, task, student, size, device, metadata, decode)
-
-
-def _plain(student: nn.Module, teacher: nn.Module, loss: nn.Module, config: StudentRun, device: torch.device) \
-        -> TrainingTask:
-    return LogitDistillationTask(
-        student, teacher, loss, distill_loss_weight=config.distill_loss_weight,
-        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, device=device, verbose=False)
-
-
-def _student_friendly(
-        student: nn.Module,
-        teacher: nn.Module,
-        loss: nn.Module,
-        config: StudentRun,
-        device: torch.device,
-) -> TrainingTask:
-    return StudentFriendlyKDTask(
-        student, teacher, criterion=loss, distill_loss_weight=config.distill_loss_weight,
-        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, simplifier_lr=config.simplifier_lr,
-        device=device, verbose=False)
-
-
-KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.device], TrainingTask]] = {
-    'plain': _plain, 'student_friendly': _student_friendly}
 
 
 def _plan(

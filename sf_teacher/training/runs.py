@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from ..data.datasets import Data
 from ..errors import SettingError, SFTeacherError
 from ..exporting.exporter import export
 from ..exporting.json_values import metadata
@@ -14,7 +15,6 @@ from ..exporting.reload import CONFIG as EXPORTED_CONFIG
 from ..exporting.writer import find_place
 from ..validation import setting
 from .components import eval_model
-from .data import Data
 from .fitting import fit
 from .header import header
 from .interruption import World

@@ -71,7 +71,6 @@ class Stop:
         if self._timer is not None:
             self._timer.cancel()
 
-
     def ignore(self) -> None:
         """Let further signals change nothing, also after the block: the process ends anyway."""
         self._ignored = True

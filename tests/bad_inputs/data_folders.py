@@ -5,9 +5,10 @@ from functools import partial
 
 from PIL import Image
 
-from sf_teacher.training.data import load_data
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.training.planning import plan_student
-from sf_teacher.training.settings import DataConfig, StudentRun
+from sf_teacher.training.settings import StudentRun
 from tests.training import training_runs as runs
 
 from .row import Exit, Place, Row, command, rows

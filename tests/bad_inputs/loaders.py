@@ -6,11 +6,11 @@ from timm.task import ClassificationTask
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from sf_teacher import training
+from sf_teacher.data.datasets import Data
+from sf_teacher.data.in_memory import InMemoryLoader, load_images
+from sf_teacher.data.loaders import create_loaders
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.training import TrainConfig
-from sf_teacher.training.data import Data
-from sf_teacher.training.in_memory import InMemoryLoader, load_images
-from sf_teacher.training.loaders import create_loaders
-from sf_teacher.training.settings import DataConfig
 from tests.training import training_runs as runs
 
 from .row import rows

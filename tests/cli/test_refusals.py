@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import close_session
 
 from sf_teacher import cli
-from sf_teacher.training.data import load_data
-from sf_teacher.training.settings import DataConfig
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.settings import DataConfig
 
 from ..training import training_runs as runs
 

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 import sf_teacher
 from sf_teacher import SFTeacherError, training
 from sf_teacher.cli import main
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.loaders import create_loaders
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.methods.soteacher import RunningMeans, SoTeacher
-from sf_teacher.training.data import load_data
-from sf_teacher.training.loaders import create_loaders
 from sf_teacher.training.run_folder import read_checkpoint
-from sf_teacher.training.settings import DataConfig
 
 from ..helpers import assert_both_ranks_say_equal
 from ..training import training_runs as runs

@@ -9,7 +9,7 @@ from timm.task import ClassificationTask
 from torch.utils.data import ConcatDataset, DataLoader, SubsetRandomSampler
 
 from sf_teacher import SFTeacherError, files, training
-from sf_teacher.training.known_labels import recorded
+from sf_teacher.data.known_labels import recorded
 from tests.bad_inputs.loaders import ImageFolderLike, batches, fit, labelled, plain, streamed
 
 from . import training_runs as runs

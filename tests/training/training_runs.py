@@ -13,13 +13,14 @@ from timm.task import ClassificationTask, LogitDistillationTask
 
 import sf_teacher
 from sf_teacher import training
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.in_memory import InMemoryLoader
+from sf_teacher.data.loaders import create_loaders
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.methods import METHODS
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
-from sf_teacher.training.data import load_data
-from sf_teacher.training.in_memory import InMemoryLoader
-from sf_teacher.training.loaders import create_loaders
-from sf_teacher.training.settings import DataConfig, TrainConfig
+from sf_teacher.training.settings import TrainConfig
 
 SIZE, CLASSES = (3, 16, 16), 4
 TIMINGS = {'seconds', 'images_per_second', 'memory_mb'}

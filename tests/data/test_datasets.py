@@ -6,12 +6,15 @@ import torch
 from PIL import Image
 
 from sf_teacher import SFTeacherError
-from sf_teacher.training.data import DigitsDataset, class_names, load_data, targets
-from sf_teacher.training.in_memory import InMemoryLoader, load_images
-from sf_teacher.training.loaders import create_loaders, flip_probability
-from sf_teacher.training.settings import DataConfig, TrainConfig
+from sf_teacher.data.classes import class_names
+from sf_teacher.data.datasets import load_data, targets
+from sf_teacher.data.in_memory import InMemoryLoader, load_images
+from sf_teacher.data.loaders import create_loaders, flip_probability
+from sf_teacher.data.opening import DigitsDataset
+from sf_teacher.data.settings import DataConfig
+from sf_teacher.training.settings import TrainConfig
 
-from . import training_runs as runs
+from ..training import training_runs as runs
 
 
 def test_several_names_of_a_class_are_one_class(tmp_path):
@@ -20,7 +23,7 @@ def test_several_names_of_a_class_are_one_class(tmp_path):
     for split in (data.train, data.validation):
         split.reader.class_to_idx = split.reader.class_to_idx | {f'synonym{i}': i for i in range(4)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('sf_teacher.training.data._open',
+        patch.setattr('sf_teacher.data.datasets.open_split',
                       lambda config, training, *_: data.train if training else data.validation)
         assert load_data(DataConfig(data='x'), 0).num_classes == 4
 

@@ -9,8 +9,8 @@ from timm.task import TrainingTask
 from torch import nn
 
 from ..errors import SFTeacherError
+from ..rng import random_state, set_random_state
 from ..validation import setting
-from .checkpoint import random_state, set_random_state
 
 _WANTED = 'give (images, labels), images float and normalised [B, C, H, W], labels [B]'
 _LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

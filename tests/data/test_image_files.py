@@ -12,15 +12,17 @@ import torch
 from PIL import Image
 
 from sf_teacher import SFTeacherError, cli, training
-from sf_teacher.training import copies
-from sf_teacher.training.copies import find_copies
-from sf_teacher.training.data import class_names, load_data
-from sf_teacher.training.image_files import FolderReader, ImageFiles, in_mode, scan, suffixes
-from sf_teacher.training.in_memory import load_images
-from sf_teacher.training.loaders import create_loaders
-from sf_teacher.training.settings import DataConfig, TrainConfig
+from sf_teacher.data import copies
+from sf_teacher.data.classes import class_names
+from sf_teacher.data.copies import find_copies
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.image_files import FolderReader, ImageFiles, in_mode, scan, suffixes
+from sf_teacher.data.in_memory import load_images
+from sf_teacher.data.loaders import create_loaders
+from sf_teacher.data.settings import DataConfig
+from sf_teacher.training.settings import TrainConfig
 
-from . import training_runs as runs
+from ..training import training_runs as runs
 
 
 @pytest.fixture

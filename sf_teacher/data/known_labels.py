@@ -18,9 +18,9 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from ..rng import random_state, set_random_state
 from .batches import check_labels, num_classes
-from .checkpoint import random_state, set_random_state
-from .data import targets
+from .datasets import targets
 from .in_memory import InMemoryLoader
 
 _OF_ALL = (SequentialSampler, RandomSampler, DistributedSampler)    # samplers that leave no image out

@@ -11,12 +11,12 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ..errors import SettingError, SFTeacherError
+from ..errors import SFTeacherError
 from ..validation import setting
 from .copies import check_copies
-from .data import Data, check_apart
+from .datasets import Data
 from .image_files import FolderReader, ImageFiles, described, suffixes_of_timm
-from .settings import StudentRun
+from .opening import check_apart
 
 UNLABELLED = -1     # the label of an image without one
 
@@ -79,29 +79,16 @@ def lowest_label(task: Any) -> int:
     return UNLABELLED if isinstance(getattr(task, 'criterion', None), LabelledOnly) else 0
 
 
-def check_settings(config: StudentRun) -> None:
-    """Refuse settings that images without labels do not go with."""
-    given = setting('unlabelled', config.unlabelled)
-    if not config.teacher:
-        raise SettingError(f'{given}: without a teacher there is nothing to learn of images without labels; give '
-                           f'{setting("teacher")}')
-    if config.mixes:
-        raise SettingError(f'{given} does not go with mixup and cutmix, which mix labels too: leave them at 0')
-    if not config.distill_loss_weight:
-        raise SettingError(f'{given} has no effect with {setting("distill_loss_weight", 0.)}: nothing is learned of '
-                           f'images without labels')
-
-
-def with_unlabelled(data: Data, config: StudentRun, channels: int) -> Data:
-    """Data whose training images are those of `data`, if any, and those of ``config.unlabelled``.
+def with_unlabelled(data: Data, source: str, channels: int) -> Data:
+    """Data whose training images are those of `data`, if any, and those of `source`, a folder or a .tar.
 
     Raises:
         SFTeacherError: There are no images, they are the validation images, or the labelled ones are a stream.
     """
     if isinstance(data.train, IterableDataset):
-        raise SFTeacherError(f'{config.dataset} is read as a stream, which cannot be mixed with '
-                             f'{setting("unlabelled", config.unlabelled)}: give folders')
-    root = Path(config.unlabelled)
+        raise SFTeacherError(f'the labelled images are read as a stream, which cannot be mixed with '
+                             f'{setting("unlabelled", source)}: give folders')
+    root = Path(source)
     validation = getattr(getattr(data.validation, 'reader', None), 'root', None)
     if validation is not None:
         check_apart(root, Path(validation))
@@ -114,7 +101,7 @@ def with_unlabelled(data: Data, config: StudentRun, channels: int) -> Data:
         except Exception as error:      # tarfile and timm raise whatever they like
             raise SFTeacherError(f'no images can be read from {root} ({type(error).__name__}: {error})') from error
     else:
-        raise SFTeacherError(f'{setting("unlabelled", config.unlabelled)} is neither a folder of images nor a .tar')
+        raise SFTeacherError(f'{setting("unlabelled", source)} is neither a folder of images nor a .tar')
     check_copies(reader, getattr(data.validation, 'reader', None), 'unlabelled')
     images = ImageFiles(     # type: ignore[no-untyped-call]
         str(root), reader=reader, input_img_mode='RGB' if channels == 3 else 'L')

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.data import create_loader
@@ -10,15 +10,26 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SFTeacherError
 from ..validation import setting
-from .data import Data
+from .datasets import Data
 from .in_memory import InMemoryLoader, load_images
-from .settings import DataConfig, TrainConfig
+from .settings import DataConfig
+
+
+class Training(Protocol):
+    """What loaders ask of the settings of a training."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
 
 
 def create_loaders(
         data: Data,
         config: DataConfig,
-        train_config: TrainConfig,
+        train_config: Training,
         data_config: Mapping[str, Any],
         device: torch.device,
         rank: int = 0,

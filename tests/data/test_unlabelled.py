@@ -8,13 +8,13 @@ import timm
 import torch
 
 from sf_teacher import SFTeacherError, cli
+from sf_teacher.data.unlabelled import LabelledOnly, WithUnlabelled
 from sf_teacher.methods._simplifier import CollapseWatch
 from sf_teacher.training.planning import plan_student
 from sf_teacher.training.runs import distill
 from sf_teacher.training.settings import StudentRun
-from sf_teacher.training.unlabelled import LabelledOnly, WithUnlabelled
 
-from . import training_runs as runs
+from ..training import training_runs as runs
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,62 @@
+"""The student's phase: kinds of distillation, and the settings that they take."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from timm.task import LogitDistillationTask, TrainingTask
+from torch import nn
+
+from ..errors import SettingError
+from ..kd_task import StudentFriendlyKDTask
+from ..validation import like_it, setting
+from .settings import StudentRun
+
+KD_SETTINGS = ('kd', 'kd_temperature', 'simplifier_lr', 'task_loss_weight', 'distill_loss_weight')
+
+
+def check_settings(config: StudentRun) -> None:
+    """Refuse settings of a distillation that do not go together."""
+    if config.kd not in KD:
+        raise SettingError(f'{setting("kd", config.kd)} must be one of {", ".join(KD)}{like_it(config.kd, KD, "")}')
+    if (idle := config.given(*KD_SETTINGS)) and not config.teacher:
+        raise SettingError(f'{", ".join(map(setting, idle))}: without a teacher the student learns alone, and this has '
+                           f'no effect: leave it out, or give a teacher')
+    if config.kd == 'plain' and config.given('simplifier_lr'):
+        raise SettingError(f'{setting("simplifier_lr", config.simplifier_lr)} has no effect with '
+                           f'{setting("kd", "plain")}: give {setting("kd", "student_friendly")}, or leave it out')
+    if not config.unlabelled:
+        return
+    given = setting('unlabelled', config.unlabelled)
+    if not config.teacher:
+        raise SettingError(f'{given}: without a teacher there is nothing to learn of images without labels; give '
+                           f'{setting("teacher")}')
+    if config.mixes:
+        raise SettingError(f'{given} does not go with mixup and cutmix, which mix labels too: leave them at 0')
+    if not config.distill_loss_weight:
+        raise SettingError(f'{given} has no effect with {setting("distill_loss_weight", 0.)}: nothing is learned of '
+                           f'images without labels')
+
+
+def _plain(student: nn.Module, teacher: nn.Module, loss: nn.Module, config: StudentRun, device: torch.device) \
+        -> TrainingTask:
+    return LogitDistillationTask(
+        student, teacher, loss, distill_loss_weight=config.distill_loss_weight,
+        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, device=device, verbose=False)
+
+
+def _student_friendly(
+        student: nn.Module,
+        teacher: nn.Module,
+        loss: nn.Module,
+        config: StudentRun,
+        device: torch.device,
+) -> TrainingTask:
+    return StudentFriendlyKDTask(
+        student, teacher, criterion=loss, distill_loss_weight=config.distill_loss_weight,
+        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, simplifier_lr=config.simplifier_lr,
+        device=device, verbose=False)
+
+
+KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.device], TrainingTask]] = {
+    'plain': _plain, 'student_friendly': _student_friendly}
