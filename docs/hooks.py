@@ -18,7 +18,7 @@ PAGES = {       # in the repository: on the site
     'examples/cifar100/RESULTS.md': 'results/cifar100.md',
 }
 FIGURES = {'examples/cifar100/figures': 'results/figures'}
-LINK = re.compile(r'(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)')
+LINK = re.compile(r'(!?)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)')
 
 
 def on_files(files: Any, config: Any, **kwargs: Any) -> None:
@@ -34,18 +34,20 @@ def on_files(files: Any, config: Any, **kwargs: Any) -> None:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> str:
-    """Turn links between files of the repository into links of the site."""
+    """Turn links between files of the repository, figures too, into links of the site."""
     docs, here = Path(config.docs_dir), page.file.src_uri
     home = next((source for source, place in PAGES.items() if place == here), f'{docs.name}/{here}')
 
     def rewritten(match: re.Match[str]) -> str:
-        text, link, heading = match[1], match[2], match[3] or ''
+        mark, text, link, heading = match[1], match[2], match[3], match[4] or ''
         path = posixpath.normpath(posixpath.join(posixpath.dirname(home), link))
         if not (docs.parent / path).exists():
             raise PluginError(f'{home}: the link to {link} leads to {path}, which is not in the repository')
-        place = PAGES.get(path, path.removeprefix(f'{docs.name}/') if path.startswith(f'{docs.name}/') else None)
+        folder, name = posixpath.split(path)
+        place = f'{FIGURES[folder]}/{name}' if folder in FIGURES else PAGES.get(
+            path, path.removeprefix(f'{docs.name}/') if path.startswith(f'{docs.name}/') else None)
         if place is not None:
-            return f'[{text}]({posixpath.relpath(place, posixpath.dirname(here) or ".")}{heading})'
+            return f'{mark}[{text}]({posixpath.relpath(place, posixpath.dirname(here) or ".")}{heading})'
         if config.repo_url:
             return f'[{text}]({config.repo_url.rstrip("/")}/blob/main/{path}{heading})'
         return text if path in text else f'{text} (`{path}`)'
