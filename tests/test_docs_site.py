@@ -71,6 +71,8 @@ def test_a_link_to_a_missing_file_of_the_repository_fails_the_build():
     assert rewrite('[a](../../pyproject.toml) [b](teskd.md#x)', page=page, config=config) \
         == 'a (`pyproject.toml`) [b](teskd.md#x)'
     assert rewrite('[r](../../examples/cifar100/RESULTS.md)', page=page, config=config) == '[r](../results/cifar100.md)'
+    assert rewrite('![f](../../examples/cifar100/figures/cpu.png)', page=page, config=config) \
+        == '![f](../results/figures/cpu.png)'
     with pytest.raises(PluginError, match=r'docs/methods/sftn\.md: .*leads to gone\.py, which is not in'):
         rewrite('[a](../../gone.py)', page=page, config=config)
     config.repo_url = 'https://example.org/x/'

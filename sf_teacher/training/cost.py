@@ -65,10 +65,30 @@ def joint_cost(task: StudentFriendlyTask) -> dict[str, float]:
 
 
 def step_ratio(task: StudentFriendlyTask, epochs: int) -> float:
-    """FLOPs of a step of the first epoch over those of plain training; a copy of the task is run, on a few images."""
-    task = copy.deepcopy(task).train()
+    """FLOPs of a step of the first epoch over those of plain training; a copy is counted, without memory of its own
+    unless the teacher looks at values.
+    """
+    try:
+        return _counted(_on_meta(task), epochs)
+    except (NotImplementedError, RuntimeError):
+        return _counted(copy.deepcopy(task), epochs)
+
+
+def _counted(task: StudentFriendlyTask, epochs: int) -> float:
+    task.train()
     task.criterion = nn.CrossEntropyLoss()      # the loss of mixed targets costs the same: nothing
     task.set_epoch(0, epochs)
     task.progress.step = 0
     plain = step_cost(task.teacher, task.input_size, lambda x: task.teacher(x).sum())
     return joint_cost(task)['gflops_per_image'] / plain['gflops_per_image']
+
+
+def _on_meta(task: StudentFriendlyTask) -> StudentFriendlyTask:
+    """A copy whose weights have shapes and no values, made without a copy of the values."""
+    memo: dict[int, torch.Tensor] = {}
+    for tensor in (*task.parameters(), *task.buffers()):
+        empty = torch.empty_like(tensor, device='meta')
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    copied = copy.deepcopy(task, memo)
+    copied.device = torch.device('meta')
+    return copied
