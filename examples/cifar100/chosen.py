@@ -282,7 +282,7 @@ def figure(name: str) -> bool:
         ax.spines[['top', 'right']].set_visible(False)
         ax.set_title(pair)
         if len(sizes) == 1:
-            ax.set_xticks(range(len(arms)), [textwrap.fill(arm, 16) for arm in arms])
+            ax.set_xticks(range(len(arms)), [textwrap.fill(arm, 20) for arm in arms])
             ax.set(xlabel=f'{label}: {sizes[0]}', xlim=(-0.5, len(arms) - 0.5))
             continue
         ax.set(xlabel=label, xscale='log')
