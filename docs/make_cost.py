@@ -21,8 +21,10 @@ more FLOPs a second than the teacher's. **SFTN / by hand** compares with a loop 
 state and the most that a step allocates, so it grows with the branches' weights too. GTN has a pool of three, the
 student with two others (`POOL` in the script): ratios are means over their steps.
 
-Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's (SFTN: the loop by hand has it
-too). GTN's gradients and optimizer pass over the banks of all students in every step, a few hundredths at most (below).
+Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's, depthwise convolutions most of
+all ([below](#where-the-excess-is-eager); SFTN: the loop by hand has it too). PyTorch's counter takes a grouped
+convolution's weight gradient once for each group; here it is counted once. GTN's gradients and optimizer pass over the
+banks of all students in every step, a few hundredths at most (below).
 TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs, and the
 activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an excess of 1.05
 at most, is met by {met} of the {total} rows with memory kept; the largest is {largest:.2f}. Spreads are wide, as this
@@ -62,7 +64,7 @@ PROFILE = '''
 ## Where the excess is, eager
 
 Measured by `step_profile.py` ({device}, {threads} thread, torch {torch}; {size} px, batches of {batch_size}, median of
-{rounds} rounds) for the pairs that are above 1.05, and two that are not. If every kind of operator took as much longer
+{rounds} rounds) for rows above 1.05, and one that is not. If every kind of operator took as much longer
 as there are more FLOPs, the step ratio would be the FLOP ratio. What each adds to the difference, in parts of a plain
 step: **products** (convolutions, matrix products, attention), **normalisation**, the **optimizer**, and the **rest**
 (element by element, copies, pooling, reductions), with the GFLOP/s of the teacher's products and of the branches'.

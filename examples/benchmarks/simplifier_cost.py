@@ -14,10 +14,10 @@ import torch
 from step_cost import PAIRS
 from steps import Variant, images, keep_memory, parse, peak, race, spread, store, stored
 from timm.task import LogitDistillationTask
-from torch.utils.flop_counter import FlopCounterMode
 
 from sf_teacher import StudentFriendlyKDTask
 from sf_teacher.factory import create_model
+from sf_teacher.training.cost import flop_counter
 
 
 def measure(pair, args):
@@ -32,7 +32,7 @@ def measure(pair, args):
         task = task_type(copy.deepcopy(student), teacher, criterion=torch.nn.CrossEntropyLoss(), temperature=4.,
                          device=args.device, verbose=False).train()
         variants[name] = Variant(lambda x, y, task=task: task(x, y)['loss'], task.trainable_module.parameters())
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             variants[name].step(x, y)
         flops[name] = counter.get_total_flops()
     times = race(variants, x, y, args)

@@ -3,12 +3,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..task import StudentFriendlyTask
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's, mended: as of torch 2.14 it counts a grouped convolution's weight gradient once for each group."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops})
+
+
+def _conv_backward_flops(
+        out_gradient: Any,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        transposed: bool,
+        output_padding: Any,
+        groups: int,
+        wanted: Sequence[bool],
+        **kwargs: Any,
+) -> int:
+    """Each gradient, of the images and of the weight, takes as many as the convolution itself; arguments are shapes."""
+    return conv_flop_count(x, weight, out_gradient, transposed=transposed) * sum(wanted[:2])
 
 
 def step_cost(
@@ -40,7 +64,7 @@ def step_cost(
 
     alive: list[torch.Tensor] = []
     state = None if device.type == 'meta' else {k: v.clone() for k, v in model.state_dict().items()}
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             value = loss(x)
         value.backward()
