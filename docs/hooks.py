@@ -21,13 +21,16 @@ FIGURES = {'examples/cifar100/figures': 'results/figures'}
 LINK = re.compile(r'(!?)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)')
 
 
+def _elsewhere(root: Path) -> dict[str, str]:
+    """Pages and figures that lie outside docs/: in the repository, on the site."""
+    return PAGES | {f'{folder}/{path.name}': f'{place}/{path.name}'
+                    for folder, place in FIGURES.items() for path in sorted((root / folder).glob('*.png'))}
+
+
 def on_files(files: Any, config: Any, **kwargs: Any) -> None:
     """Add the pages that lie outside docs/, and their figures."""
     root = Path(config.docs_dir).parent
-    found = dict(PAGES)
-    for folder, place in FIGURES.items():
-        found |= {f'{folder}/{path.name}': f'{place}/{path.name}' for path in sorted((root / folder).glob('*.png'))}
-    for source, place in found.items():
+    for source, place in _elsewhere(root).items():
         if not (root / source).is_file():
             raise PluginError(f'docs/hooks.py: {source} is not in the repository')
         files.append(File.generated(config, place, abs_src_path=str(root / source)))
@@ -36,6 +39,7 @@ def on_files(files: Any, config: Any, **kwargs: Any) -> None:
 def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> str:
     """Turn links between files of the repository, figures too, into links of the site."""
     docs, here = Path(config.docs_dir), page.file.src_uri
+    elsewhere = _elsewhere(docs.parent)
     home = next((source for source, place in PAGES.items() if place == here), f'{docs.name}/{here}')
 
     def rewritten(match: re.Match[str]) -> str:
@@ -43,9 +47,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> st
         path = posixpath.normpath(posixpath.join(posixpath.dirname(home), link))
         if not (docs.parent / path).exists():
             raise PluginError(f'{home}: the link to {link} leads to {path}, which is not in the repository')
-        folder, name = posixpath.split(path)
-        place = f'{FIGURES[folder]}/{name}' if folder in FIGURES else PAGES.get(
-            path, path.removeprefix(f'{docs.name}/') if path.startswith(f'{docs.name}/') else None)
+        place = elsewhere.get(path, path.removeprefix(f'{docs.name}/') if path.startswith(f'{docs.name}/') else None)
         if place is not None:
             return f'{mark}[{text}]({posixpath.relpath(place, posixpath.dirname(here) or ".")}{heading})'
         if config.repo_url:

@@ -64,10 +64,11 @@ PROFILE = '''
 ## Where the excess is, eager
 
 Measured by `step_profile.py` ({device}, {threads} thread, torch {torch}; {size} px, batches of {batch_size}, median of
-{rounds} rounds) for rows above 1.05, and one that is not. If every kind of operator took as much longer
-as there are more FLOPs, the step ratio would be the FLOP ratio. What each adds to the difference, in parts of a plain
-step: **products** (convolutions, matrix products, attention), **normalisation**, the **optimizer**, and the **rest**
-(element by element, copies, pooling, reductions), with the GFLOP/s of the teacher's products and of the branches'.
+{rounds} rounds) for the eager SFTN and TESKD rows above 1.05 and some that are not; GTN's were not profiled. If every
+kind of operator took as much longer as there are more FLOPs, the step ratio would be the FLOP ratio. What each adds to
+the difference, in parts of a plain step: **products** (convolutions, matrix products, attention), **normalisation**,
+the **optimizer**, and the **rest** (element by element, copies, pooling, reductions), with the GFLOP/s of the teacher's
+products and of the branches'.
 
 | pair | method | FLOP ratio | step ratio | products | normalisation | optimizer | rest | GFLOP/s, plain | branches |
 |---|---|---|---|---|---|---|---|---|---|

@@ -14,8 +14,8 @@ import json
 import statistics
 
 import torch.nn.functional as F
-from step_cost import PAIRS, POOL, limits
-from steps import Variant, images, keep_memory, machine, parse, stored, take_path, wrapped
+from step_cost import PAIRS, limits
+from steps import Variant, images, keep_memory, machine, parse, stored, wrapped
 from torch.profiler import ProfilerActivity, profile
 
 from sf_teacher.training.cost import flop_counter
@@ -48,48 +48,32 @@ def flops(variant, x, y):
 
 def measure(pair, method, args):
     teacher, student = pair.split('/')
-    students = {'sftn': [student], 'teskd': [], 'gtn': [student, *POOL]}[method]
+    students = {'sftn': [student], 'teskd': []}[method]
     task = wrapped(teacher, students, method, args)
     plain = copy.deepcopy(task.teacher)
-    variants = [Variant(lambda x, y: F.cross_entropy(plain(x), y), plain.parameters()),
-                Variant(lambda x, y: task(x, y)['loss'], task.parameters())]
+    variants = {'plain': Variant(lambda x, y: F.cross_entropy(plain(x), y), plain.parameters()),
+                'branched': Variant(lambda x, y: task(x, y)['loss'], task.parameters())}
     x, y = images(args)
     ratio = limits(teacher, students, method, args)[0]
-    members = range(len(students)) if method == 'gtn' else [0]
-    rounds = {name: [] for name in ('plain', 'branched')}
-    for round_ in range(args.rounds + 1):
-        of_members = []
-        for member in members:
-            if method == 'gtn':
-                take_path(task, member)
-            of_members.append(times(variants[1], x, y))
-        pair_of = {'plain': times(variants[0], x, y),
-                   'branched': {k: statistics.mean(t[k] for t in of_members) for k in of_members[0]}}
-        for name in rounds if round_ else ():       # the first is to warm up
-            rounds[name].append(pair_of[name])
-    known = {name: {k: statistics.median(t[k] for t in series) for k in series[0]} for name, series in rounds.items()}
+    done = {name: flops(variant, x, y) for name, variant in variants.items()}      # the first steps, to warm up
+    rounds = [{name: times(variant, x, y) for name, variant in variants.items()} for _ in range(args.rounds)]
+    known = {name: {kind: statistics.median(r[name][kind] for r in rounds) for kind in rounds[0][name]}
+             for name in variants}
     whole = {name: sum(kinds.values()) for name, kinds in known.items()}
-    done = [flops(variants[0], x, y)]
-    counted = []
-    for member in members:
-        if method == 'gtn':
-            take_path(task, member)
-        counted.append(flops(variants[1], x, y))
-    done.append(statistics.mean(counted))
     return {
         'pair': pair, 'method': method, 'size': args.size, 'batch_size': args.batch_size, 'rounds': args.rounds,
         'flop_ratio': ratio, 'step_ratio': round(whole['branched'] / whole['plain'], 4),
-        'added': {k: round((known['branched'][k] - ratio * known['plain'][k]) / whole['plain'], 4)
-                  for k in known['plain']},
-        'plain_share': {k: round(known['plain'][k] / whole['plain'], 4) for k in known['plain']},
-        'gflops': [round(done[0] / known['plain']['products'] / 1e6, 1),
-                   round((done[1] - done[0]) / (known['branched']['products'] - known['plain']['products']) / 1e6, 1)]}
+        'added': {kind: round((known['branched'][kind] - ratio * known['plain'][kind]) / whole['plain'], 4)
+                  for kind in known['plain']},
+        'gflops': [round(done['plain'] / known['plain']['products'] / 1e6, 1),
+                   round((done['branched'] - done['plain'])
+                         / (known['branched']['products'] - known['plain']['products']) / 1e6, 1)]}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pairs', nargs='*', default=[f'{pair}:{method}' for pair, method in ASKED],
-                        help='teacher/student:method')
+                        help='teacher/student:method, of sftn and teskd')
     args = parse(parser)
     keep_memory()
     rows = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -68,21 +68,13 @@ class Pilots:
             ``kl``, ``cka``, and ``teacher`` with its ``top1``, ``entropy`` and ``ece``.
         """
         path = self.folder / f'{self._key(candidate, epochs, seed)}.json'
-        if path.exists():
-            row = json.loads(path.read_text(encoding='utf-8'))
-        else:
-            began = time.monotonic()
-            row = {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))}
-            row['seconds'] = time.monotonic() - began
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, lambda file: put_json(file, row))
+        row = remembered(path, lambda: {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))})
         self._took[path] = row['seconds']
         return row
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
         settings = asdict(replace(self.settings, output='', device='', workers=0))
-        text = json.dumps([asdict(candidate), epochs, seed, stamp(candidate.folder), settings])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(asdict(candidate), epochs, seed, stamp(candidate.folder), settings)[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
         settings = replace(self.settings, epochs=epochs, seed=seed)
@@ -129,6 +121,23 @@ def _accuracies(found: Predictions) -> Mapping[str, float]:
 def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:
     ours, theirs = (default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student))
     return pair_boundaries(ours, theirs)
+
+
+def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a JSON file holds; it is made first where it is not there, with the ``seconds`` that this took."""
+    if not path.exists():
+        began = time.monotonic()
+        row = make()
+        row['seconds'] = time.monotonic() - began
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, lambda file: put_json(file, row))
+    found: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    return found
+
+
+def digest(*values: Any) -> str:
+    """Hexadecimal digits that tell plain values from others."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def stamp(folder: str) -> list[int] | None:

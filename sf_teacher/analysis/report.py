@@ -12,14 +12,16 @@ from timm.data import resolve_data_config
 from timm.utils.distributed import is_distributed_env
 
 from ..data.datasets import load_data
+from ..data.settings import NO_SPLIT
 from ..errors import SettingError, SFTeacherError
 from ..files import write_atomically
 from ..training.loading import load_teacher
+from ..training.planning import plan_teacher
 from ..training.settings import ReportRun
 from ..validation import setting
 from . import halving
 from .figures import matplotlib_pyplot, report_figure
-from .fine_tuned import FineTuned
+from .fine_tuned import fine_tune, fine_tunings
 from .pilots import Candidate, Pilots, pilot_settings, put_json
 from .similarity import interval
 
@@ -53,12 +55,15 @@ def report(config: ReportRun) -> dict[str, Any]:
     pilot = pilot_settings(config)
     data = load_data(pilot, pilot.seed, (pilot.input_size or sizes[0])[0])
     pilots = Pilots(pilot, data, Path(config.output), folders[0])
-    fine_tuned = FineTuned(config, folders[0], data)
+    trainings = fine_tunings(config, folders[0])
     pilots.check(folders)
-    fine_tuned.check()
+    for run in trainings:
+        plan_teacher(run, data)
     _make_folder(config.output)     # everything has been checked
-    more, seconds = fine_tuned.train(_logger.info)
-    candidates = [Candidate(folder, t) for folder in (*folders, *more) for t in config.temperatures]
+    tuned = [fine_tune(run, data) for run in trainings]
+    seconds = sum(took for _, took in tuned)
+    folders += [folder for folder, _ in tuned]
+    candidates = [Candidate(folder, t) for folder in folders for t in config.temperatures]
     epochs = _affordable(config, candidates, pilots, seconds)
 
     def choose_by(candidate: Candidate, of_round: int) -> float:
@@ -136,6 +141,12 @@ def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
                            f'temperatures of a report as {setting("temperatures")}')
     if not config.temperatures:
         raise SettingError(f'{setting("temperatures")} is empty: give at least one, e.g. 4')
+    if not config.fine_tune and config.given('fine_tune_lr'):
+        raise SettingError(f'{setting("fine_tune_lr", config.fine_tune_lr)} has no effect without '
+                           f'{setting("fine_tune")}: give {setting("fine_tune")}, or leave it out')
+    if config.fine_tune and config.train_split == NO_SPLIT:
+        raise SettingError(f'{setting("fine_tune", config.fine_tune)} trains a teacher on labels, and with '
+                           f'{setting("train_split", NO_SPLIT)} there are none: leave out one of them')
     if config.budget:
         halving.seconds(config.budget)
     if is_distributed_env():

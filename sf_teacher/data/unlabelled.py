@@ -17,6 +17,7 @@ from .copies import check_copies
 from .datasets import Data
 from .image_files import FolderReader, ImageFiles, described, suffixes_of_timm
 from .opening import check_apart
+from .settings import DataConfig
 
 UNLABELLED = -1     # the label of an image without one
 
@@ -79,14 +80,14 @@ def lowest_label(task: Any) -> int:
     return UNLABELLED if isinstance(getattr(task, 'criterion', None), LabelledOnly) else 0
 
 
-def with_unlabelled(data: Data, source: str, channels: int) -> Data:
+def with_unlabelled(data: Data, config: DataConfig, source: str, channels: int) -> Data:
     """Data whose training images are those of `data`, if any, and those of `source`, a folder or a .tar.
 
     Raises:
         SFTeacherError: There are no images, they are the validation images, or the labelled ones are a stream.
     """
     if isinstance(data.train, IterableDataset):
-        raise SFTeacherError(f'the labelled images are read as a stream, which cannot be mixed with '
+        raise SFTeacherError(f'{config.dataset} is read as a stream, which cannot be mixed with '
                              f'{setting("unlabelled", source)}: give folders')
     root = Path(source)
     validation = getattr(getattr(data.validation, 'reader', None), 'root', None)

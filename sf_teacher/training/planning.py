@@ -96,7 +96,7 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     channels = size[0] if size else config.model_kwargs.get('in_chans', 3)
     data = data or load_data(config, config.seed, channels)
     if config.unlabelled:
-        data = with_unlabelled(data, config.unlabelled, channels)
+        data = with_unlabelled(data, config, config.unlabelled, channels)
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
                              f'{data.num_classes}: give the data that it was trained on')
