@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from protocol import Run
@@ -16,7 +15,6 @@ import sf_teacher
 from sf_teacher.files import write_atomically
 
 HALFWAY, COST = 'halfway.pt', 'cpu_seconds.txt'
-RIGHT = {'top1': 'right', 'validation_top1': 'validation_right'}    # where a result says on which images
 
 
 class Clock:
@@ -41,17 +39,6 @@ class Clock:
     def total(folder: Path) -> float:
         """Of all processes that the run went through."""
         return round(sum(map(float, (folder / COST).read_text().split())), 1)
-
-
-def packed(right: torch.Tensor) -> str:
-    """Booleans [N] as hexadecimal digits, eight to a byte."""
-    return np.packbits(right.cpu().numpy()).tobytes().hex()
-
-
-def unpacked(text: str, accuracy: float) -> np.ndarray:
-    """What `packed` was given: the shortest [N] whose mean is this percentage."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
-    return bits[:next(n for n in range(len(bits) - 7, len(bits) + 1) if abs(100 * bits.sum() / n - accuracy) < 1e-3)]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import chosen
-from chosen import verdict
+import gain_figure
+from gains import verdict
 from plan import student_runs
 from protocol import ALONE, STANDARD, Protocol, read
 
@@ -115,7 +116,10 @@ def document() -> str:
     intro = ('# Results on CIFAR-100\n\nWritten by `python examples/cifar100/results.py` from the JSON files in '
              '[results/](results/), one for each training, which `python examples/cifar100/run.py PROTOCOL` wrote. '
              'Nothing here is typed by hand. "No gain" is said wherever the interval includes 0.\n\n')
-    return intro + '\n'.join(filter(None, [chosen.document(), *map(section, PROTOCOLS)]))
+    figures = [f'![gain](figures/gain_{name}.png)\n' for name in gain_figure.FIGURES
+               if (HERE / 'figures' / f'gain_{name}.png').exists()]
+    chosen_sections = '\n'.join([*filter(None, map(chosen.section, chosen.CHOSEN)), *figures])
+    return intro + '\n'.join(filter(None, [chosen_sections, *map(section, PROTOCOLS)]))
 
 
 def overview() -> str:
@@ -184,8 +188,8 @@ def figure(name: str) -> None:
 def main() -> None:
     for name in PROTOCOLS:
         figure(name)
-    for name in chosen.FIGURES:
-        chosen.figure(name)
+    for name in gain_figure.FIGURES:
+        gain_figure.figure(name)
     (HERE / 'RESULTS.md').write_text(document(), encoding='utf-8')
     OVERVIEW.write_text(overview(), encoding='utf-8')
 

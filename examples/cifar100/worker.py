@@ -14,7 +14,8 @@ from typing import Any
 import nets
 import timm
 import torch
-from beside import HALFWAY, RIGHT, Clock, machine, packed
+from beside import HALFWAY, Clock, machine
+from gains import RIGHT, packed
 from images import Counted, Images, Remembered, Split, teacher_logits
 from nets import MEAN, STD
 from plan import ORIGINS, needed

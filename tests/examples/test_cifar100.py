@@ -41,7 +41,8 @@ def modules():
     sys.path.insert(0, str(FOLDER))
     try:
         yield {name: importlib.import_module(name)
-               for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'worker', 'results', 'chosen')}
+               for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'worker', 'results',
+                             'chosen', 'gains')}
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -365,7 +366,7 @@ def test_the_committed_queue_can_be_read(modules):
 
 
 def test_gains_respect_the_nesting(modules):
-    module = modules['chosen']
+    module = modules['gains']
 
     def row(*accuracies):
         return module.Row(None, {}, {seed: [{'top1': a} for a in each] for seed, each in enumerate(accuracies)})
@@ -380,14 +381,14 @@ def test_gains_respect_the_nesting(modules):
 
 
 def test_the_interval_for_other_images_holds_the_truth_as_often_as_it_says(modules):
-    module, beside = modules['chosen'], importlib.import_module('beside')
+    module = modules['gains']
     generator, means, halves = np.random.default_rng(0), [], []
 
     def row(chance):
         right = [torch.from_numpy(generator.random(404) < chance + 0.02 * generator.normal()) for _ in range(5)]
-        again = beside.unpacked(beside.packed(right[0]), 100 * right[0].float().mean().item())
+        again = module.unpacked(module.packed(right[0]), 100 * right[0].float().mean().item())
         assert (again == right[0].numpy()).all()
-        return module.Row(None, {}, {seed: [{'top1': 100 * each.float().mean().item(), 'right': beside.packed(each)}]
+        return module.Row(None, {}, {seed: [{'top1': 100 * each.float().mean().item(), 'right': module.packed(each)}]
                                      for seed, each in enumerate(right)})
     for _ in range(300):
         base, gain = generator.uniform(0.35, 0.55, 404), generator.uniform(-0.3, 0.4, 404)      # 5 points on average

@@ -1,0 +1,94 @@
+"""What an arm gains over another one: paired differences, their intervals for other teachers and images, verdicts."""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from plan import Choice, Result
+
+from sf_teacher.analysis.similarity import interval
+
+RIGHT = {'top1': 'right', 'validation_top1': 'validation_right'}    # where a result says on which images
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of an arm for a student.
+
+    Args:
+        choice: What the validation images chose; None for students that learn alone.
+        teachers: The teacher's result by seed.
+        students: The students' results by the seed of their teacher; a seed counts when all of them are done.
+    """
+    choice: Choice | None
+    teachers: dict[int, Result]
+    students: dict[int, list[Result]]
+
+
+def packed(right: torch.Tensor) -> str:
+    """Booleans [N] as hexadecimal digits, eight to a byte."""
+    return np.packbits(right.cpu().numpy()).tobytes().hex()
+
+
+def unpacked(text: str, accuracy: float) -> np.ndarray:
+    """What `packed` was given: the shortest [N] whose mean is this percentage."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
+    return bits[:next(n for n in range(len(bits) - 7, len(bits) + 1) if abs(100 * bits.sum() / n - accuracy) < 1e-3)]
+
+
+def nested_gains(row: Row, against: Row | None, accuracy: str = 'top1') -> list[float]:
+    """One difference for each teacher that both have: the mean over its students, which are paired by their seed."""
+    if against is None:
+        return []
+    return [statistics.fmean(mine[accuracy] - theirs[accuracy] for mine, theirs in zip(
+            row.students[seed], against.students[seed], strict=True)) for seed in row.students
+            if seed in against.students]
+
+
+def with_images(row: Row, against: Row, accuracy: str = 'top1') -> float | None:
+    """Half-width of the gain's 95 % interval for other teachers and other images; None where it is not known.
+
+    The difference of teacher t's students on image i varies with both. Its variance over the teachers' means and that
+    over the images' means are added, which counts what varies with both twice and so errs on the wide side (Owen 2007,
+    "The pigeonhole bootstrap"); degrees of freedom by Welch and Satterthwaite.
+    """
+    from scipy.stats import t
+
+    right = RIGHT[accuracy]
+    seeds = [seed for seed in row.students if seed in against.students]
+    if len(seeds) < 3 or not all(right in r for each in (row, against) for seed in seeds for r in each.students[seed]):
+        return None
+    of_teacher = [[np.mean([unpacked(r[right], r[accuracy]) for r in each.students[seed]], 0)
+                   for each in (row, against)] for seed in seeds]
+    gains = 100 * np.stack([mine - theirs for mine, theirs in of_teacher])     # [teachers, images]
+    parts = [gains.mean(1 - axis).var(ddof=1) / gains.shape[axis] for axis in (0, 1)]
+    freedom = sum(parts) ** 2 / sum(part ** 2 / (count - 1) for part, count in zip(parts, gains.shape, strict=True))
+    return float(t.ppf(0.975, freedom) * sum(parts) ** 0.5)
+
+
+def verdict(values: Sequence[float], of: str = 'seed', wide: float | None = None) -> str:
+    """A gain or loss only where the 95 % interval of paired t excludes 0; no interval of one or two.
+
+    Args:
+        values: Paired differences.
+        of: What there is one value for each of.
+        wide: Half-width of a wider interval, which then decides.
+    """
+    if not values:
+        return '-'
+    mean, half = interval(values)
+    if len(values) < 3:
+        return f'{mean:+.2f} ({len(values)} {of}{"s" * (len(values) > 1)})'
+    widest = half if wide is None else max(half, wide)
+    kind = 'gain' if mean > widest else 'loss' if -mean > widest else 'no gain'
+    more = '' if wide is None else f', with images [{mean - wide:+.2f}, {mean + wide:+.2f}]'
+    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]{more} {kind}'
+
+
+def compared(row: Row, against: Row | None, accuracy: str = 'top1') -> str:
+    """The verdict on an arm against another one."""
+    wide = with_images(row, against, accuracy) if against else None
+    return verdict(nested_gains(row, against, accuracy), 'teacher', wide)
