@@ -14,9 +14,9 @@ HERE = Path(__file__).resolve().parent
 CHOSEN = ('few_labels_25', 'few_labels', 'few_labels_100', 'all_images', 'few_images_5', 'few_images', 'few_images_25')
 
 
-def results_of(protocol: Protocol) -> dict[str, Result]:
+def results_of(protocol: Protocol, results: Path = HERE / 'results') -> dict[str, Result]:
     """What is done, by key."""
-    return {path.stem: json.loads(path.read_text()) for path in (HERE / 'results' / protocol.results).glob('*.json')}
+    return {path.stem: json.loads(path.read_text()) for path in (results / protocol.results).glob('*.json')}
 
 
 def rows(protocol: Protocol, done: dict[str, Result], pair: str, student: str) -> dict[str, Row]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import chosen
 import gain_figure
+import regret
 from gains import verdict
 from plan import student_runs
 from protocol import ALONE, STANDARD, Protocol, read
@@ -119,7 +120,7 @@ def document() -> str:
     figures = [f'![gain](figures/gain_{name}.png)\n' for name in gain_figure.FIGURES
                if (HERE / 'figures' / f'gain_{name}.png').exists()]
     chosen_sections = '\n'.join([*filter(None, map(chosen.section, chosen.CHOSEN)), *figures])
-    return intro + '\n'.join(filter(None, [chosen_sections, *map(section, PROTOCOLS)]))
+    return intro + '\n'.join(filter(None, [chosen_sections, regret.section(), *map(section, PROTOCOLS)]))
 
 
 def overview() -> str:

@@ -29,12 +29,12 @@ def rungs(candidates: int, epochs: int) -> list[int]:
     return [max(epochs // 2 ** (count - 1 - i), 1) for i in range(count)]
 
 
-def pilot_epochs(candidates: int, epochs: int, seeds: int) -> int:
-    """Epochs of all pilots of a report together, the student alone included: its cost."""
+def pilot_epochs(candidates: int, epochs: int, seeds: int, alone: bool = True) -> int:
+    """Epochs of all pilots of a report together, the student alone included where there is one: its cost."""
     total, left = 0, candidates
     for of_round in rungs(candidates, epochs):
         total, left = total + left * of_round, math.ceil(left / 2)
-    return total + (min(candidates, FINALISTS + 1) + 1) * seeds * epochs
+    return total + (min(candidates, FINALISTS + 1) + alone) * seeds * epochs
 
 
 def halve(

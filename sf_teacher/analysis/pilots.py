@@ -41,13 +41,15 @@ class Pilots:
 
     Args:
         settings: Of the students; teacher, temperature, epochs and seed are those of each pilot.
-        data: The images.
+        data: The images of students that have a teacher, those without labels among them.
+        labelled: The images of students that learn alone; None where no image has a label.
         output: Folder of the report; the pilots go into ``pilots`` in it.
         like: The exported teacher whose images the student that learns alone gets.
     """
 
-    def __init__(self, settings: StudentRun, data: Data, output: Path, like: str) -> None:
-        self.settings, self.data, self.folder, self.like = settings, data, output / 'pilots', like
+    def __init__(self, settings: StudentRun, data: Data, labelled: Data | None, output: Path, like: str) -> None:
+        self.settings, self.data, self.labelled, self.like = settings, data, labelled, like
+        self.folder = output / 'pilots'
         self._took: dict[Path, float] = {}
 
     @property
@@ -57,7 +59,7 @@ class Pilots:
 
     def check(self, folders: Sequence[str]) -> None:
         """Build what the pilots of these teachers need, so that what cannot work is found before any training."""
-        for folder in folders:
+        for folder in [*folders, *([''] if self.labelled else [])]:
             self._plan(Candidate(folder, self.settings.kd_temperature), self.settings.epochs, self.settings.seed)
 
     def run(self, candidate: Candidate, epochs: int, seed: int) -> dict[str, Any]:
@@ -83,9 +85,9 @@ class Pilots:
             replace(settings, teacher=candidate.folder or self.like, kd_temperature=temperature), self.data)
         if candidate.folder:
             return like
-        changed: dict[str, Any] = {name: getattr(StudentRun(), name) for name in KD_SETTINGS}
+        changed: dict[str, Any] = {name: getattr(StudentRun(), name) for name in (*KD_SETTINGS, 'unlabelled')}
         changed |= {name: getattr(like.config, name) for name in _IMAGES}
-        return plan_student(replace(settings, **changed), self.data)
+        return plan_student(replace(settings, **changed), self.labelled)
 
     def _measured(self, plan: Plan) -> Mapping[str, Any]:
         fit(plan.task, plan.train_loader, None, plan.config)

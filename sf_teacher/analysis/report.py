@@ -13,6 +13,7 @@ from timm.utils.distributed import is_distributed_env
 
 from ..data.datasets import load_data
 from ..data.settings import NO_SPLIT
+from ..data.unlabelled import with_unlabelled
 from ..errors import SettingError, SFTeacherError
 from ..files import write_atomically
 from ..training.loading import load_teacher
@@ -37,7 +38,8 @@ def report(config: ReportRun) -> dict[str, Any]:
     With ``fine_tune``, the baseline is trained on first, with branches of the student and without: two more teachers.
     Candidates, each a teacher at a temperature, are thinned out by successive halving on one half of the validation
     images. The baseline at its best temperature and the best others then train students with fresh seeds, and are
-    compared on the other half. Every pilot is kept in ``output/pilots``: a report that was stopped goes on from there.
+    compared on the other half, with a student beside them that learns alone where images have labels. Every pilot is
+    kept in ``output/pilots``: a report that was stopped goes on from there.
 
     Args:
         config: Teachers, student, data, and how the pilot students are trained.
@@ -53,8 +55,11 @@ def report(config: ReportRun) -> dict[str, Any]:
     folders = list(dict.fromkeys([*([config.baseline] if config.baseline else []), *config.teachers]))
     sizes = _check(config, folders)
     pilot = pilot_settings(config)
-    data = load_data(pilot, pilot.seed, (pilot.input_size or sizes[0])[0])
-    pilots = Pilots(pilot, data, Path(config.output), folders[0])
+    channels = (pilot.input_size or sizes[0])[0]
+    data = load_data(pilot, pilot.seed, channels)
+    labelled = None if pilot.train_split == NO_SPLIT else data      # without labels no student can learn alone
+    together = with_unlabelled(data, pilot, pilot.unlabelled, channels) if pilot.unlabelled else data
+    pilots = Pilots(pilot, together, labelled, Path(config.output), folders[0])
     trainings = fine_tunings(config, folders[0])
     pilots.check(folders)
     for run in trainings:
@@ -73,7 +78,7 @@ def report(config: ReportRun) -> dict[str, Any]:
         return chosen_by
 
     done = halving.halve(candidates, folders[0], epochs, choose_by)
-    finalists = [*halving.finalists(candidates, done, folders[0]), Candidate('')]
+    finalists = [*halving.finalists(candidates, done, folders[0]), *([Candidate('')] if labelled else [])]
     arms: dict[str, list[dict[str, Any]]] = {name_of(c): [] for c in finalists}
     teachers: dict[str, Any] = {}
     for seed in range(config.seed, config.seed + config.seeds):
@@ -85,9 +90,10 @@ def report(config: ReportRun) -> dict[str, Any]:
             arms[name].append(row)
             _logger.info('seed %d, %s: student %.2f %%', seed, name, row['top1'])
     baseline, *others = (name for name in arms if name != ALONE)
-    comparisons = [_compare(arms, baseline, ALONE)]
+    comparisons = [_compare(arms, baseline, ALONE)] if labelled else []
     for name in others:
-        comparisons += [_compare(arms, name, baseline, len(others)), _compare(arms, name, ALONE)]
+        comparisons.append(_compare(arms, name, baseline, len(others)))
+        comparisons += [_compare(arms, name, ALONE)] if labelled else []
     result = {
         'student': config.student, 'data': config.data or config.dataset, 'epochs': epochs, 'baseline': baseline,
         'rounds': [{'epochs': r.epochs, 'top1': {name_of(c): v for c, v in r.top1.items()}} for r in done],
@@ -170,13 +176,13 @@ def _affordable(config: ReportRun, candidates: Sequence[Candidate], pilots: Pilo
     """The epochs of the last pilots: those asked for, or as many as what is left of the budget allows."""
     if not config.budget:
         return config.epochs
-    limit = halving.seconds(config.budget) - spent
+    limit, alone = halving.seconds(config.budget) - spent, pilots.labelled is not None
     one = pilots.run(candidates[0], 1, config.seed + SELECTION_SEED)['seconds']
     for epochs in range(config.epochs, 0, -1):
-        if one * halving.pilot_epochs(len(candidates), epochs, config.seeds) <= limit:
+        if one * halving.pilot_epochs(len(candidates), epochs, config.seeds, alone) <= limit:
             _logger.info('an epoch of a pilot takes %.1f s: %d epochs fit into %s', one, epochs, config.budget)
             return epochs
-    least = spent + one * halving.pilot_epochs(len(candidates), 1, config.seeds)
+    least = spent + one * halving.pilot_epochs(len(candidates), 1, config.seeds, alone)
     raise SettingError(f'{setting("budget", config.budget)} is too small: with pilots of one epoch it takes about '
                        f'{least:.0f} s here; give that, or fewer teachers, temperatures or seeds')
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..data.classes import check_same_classes
 from ..data.datasets import Data, load_data
 from ..data.loaders import create_loaders, flip_probability
-from ..data.unlabelled import LabelledOnly, with_unlabelled
+from ..data.unlabelled import LabelledOnly, WithUnlabelled, with_unlabelled
 from ..errors import SettingError, SFTeacherError
 from ..factory import create_model, wrap
 from ..joint_task import JointTask
@@ -95,7 +95,7 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
                          crop_pct=config.crop_pct or expected['crop_pct'])
     channels = size[0] if size else config.model_kwargs.get('in_chans', 3)
     data = data or load_data(config, config.seed, channels)
-    if config.unlabelled:
+    if config.unlabelled and not isinstance(data.train, WithUnlabelled):
         data = with_unlabelled(data, config, config.unlabelled, channels)
     if teacher is not None and teacher.num_classes != data.num_classes:
         raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '

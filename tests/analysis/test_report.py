@@ -139,6 +139,23 @@ def test_a_report_goes_on_where_it_was_stopped(teachers, tmp_path, monkeypatch):
     assert report(config) == result
 
 
+@pytest.mark.parametrize('labelled', [True, False])
+def test_images_without_labels_are_for_students_that_have_a_teacher(labelled, teachers, tmp_path, monkeypatch):
+    folder = runs.folder(tmp_path / 'data')
+    (runs.folder(tmp_path / 'more') / 'train').rename(tmp_path / 'flat')
+    config = ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(folder), in_memory=True, batch_size=8,
+                       unlabelled=str(tmp_path / 'flat'), **({} if labelled else {'train_split': 'none'}), epochs=1,
+                       seeds=2, device='cpu', output=str(tmp_path / 'out'), temperatures=(4.,), budget='2h')
+    seen, fit = [], pilots.fit
+    monkeypatch.setattr(pilots, 'fit', lambda task, train, *args: seen.append(
+        (len(train.labels), int((train.labels < 0).sum()))) or fit(task, train, *args))
+    result = report(config)
+    assert ('student alone' in result['pilots']) == labelled and len(result['pilots']) == 2 + labelled
+    assert seen.count((24 * (1 + labelled), 24)) == 2 + 2 * 2 and seen.count((24, 0)) == 2 * labelled
+    assert len(seen) == 6 + 2 * labelled == halving.pilot_epochs(2, 1, 2, labelled)
+    assert result['recommendation']['teacher'] in teachers and result['recommendation']['text'] in table(result)
+
+
 def test_halving_keeps_the_better_half_and_the_baseline():
     candidates = [Candidate(folder, t) for folder in 'abcd' for t in (2., 4., 8., 16.)]
     worth = {c: {'a': 0, 'b': 3, 'c': 2, 'd': 1}[c.folder] * 10 + c.temperature for c in candidates}

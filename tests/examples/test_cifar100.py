@@ -42,7 +42,7 @@ def modules():
     try:
         yield {name: importlib.import_module(name)
                for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'worker', 'results',
-                             'chosen', 'gains')}
+                             'chosen', 'gains', 'regret')}
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -228,7 +228,8 @@ def test_every_result_belongs_to_a_protocol(modules):
         known = modules['chosen'].results_of(protocol)
         planned |= {f'{protocol.results}/{run.key}.json' for part in ('select', 'report')
                     for chain in modules['plan'].chains(protocol, known, part) for run in chain}
-    found = {f'{path.parent.name}/{path.name}' for path in (FOLDER / 'results').glob('*/*.json')}
+    found = {f'{path.parent.name}/{path.name}' for path in (FOLDER / 'results').glob('*/*.json')
+             if path.parent.name != modules['regret'].ADVISOR}
     assert found and found <= planned
 
 
@@ -343,6 +344,22 @@ def test_the_scheduler_killed_alone_leaves_nothing_behind_and_goes_on(chosen, ti
     run(tiny, 'alone-killed', 'chosen', *arms)
     assert {key: r['train_loss'] for key, r in read(tiny, 'alone-killed').items()} == {
         key: r['train_loss'] for key, r in chosen.items() if r['arm'] in (*arms, 'alone')}
+
+
+def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen, tiny, monkeypatch, capsys):
+    (tiny / 'two.yaml').write_text(yaml.safe_dump({**CHOSEN, 'arms': {'standard': {}}}, sort_keys=False))
+    results = tiny / 'results-chosen'
+    monkeypatch.setattr(sys, 'argv', ['regret.py', '--protocol', str(tiny / 'two.yaml'), '--data', str(tiny / 'data'),
+                                      '--work', str(tiny / 'chosen'), '--results', str(results), '--budget', '2h'])
+    modules['regret'].main()
+    found = json.loads((results / 'advisor' / 'two-2h.json').read_text())
+    full = {r['settings']['kd']['temperature']: r['top1'] for r in chosen.values()
+            if r['kind'] == 'student' and r['seed'] == 100 and r['arm'] == 'standard'}
+    assert {t: top1 for _, t, top1 in found['candidates']} == full and found['epochs'] == 2
+    assert found['regret'] == max(full.values()) - full[found['taken'][1]] >= 0
+    assert 'regret' in capsys.readouterr().out
+    images = tiny / 'chosen' / 'advisor-two-2h' / 'images'
+    assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
 
 
 def test_a_queue_is_worked_off_in_order_and_a_failure_stops_nothing_else(chosen, tiny, modules):

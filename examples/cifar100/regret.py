@@ -1,0 +1,124 @@
+"""What the advisor's choice costs: `sf-teacher report` on teachers of a protocol, against students trained in full.
+
+    python examples/cifar100/regret.py --data DIR --work WORK --budget 20m
+
+The candidates are the teachers of the selection seed whose students of every temperature are done (`run.py few_labels`
+made them; their weights are in WORK). The advisor sees the students' images without labels and the held-out images,
+and pilots within its budget. Its regret is the test accuracy of the full-length student of the best candidate, less
+that of the candidate that it recommends. Each budget is a JSON file in results/advisor/; `results.py` shows them.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from beside import machine
+from chosen import results_of
+from images import divided, load
+from plan import Result, student_runs, teacher_run
+from protocol import Protocol, read
+from torchvision.transforms.functional import to_pil_image
+
+from sf_teacher.analysis.report import report, table
+from sf_teacher.data.settings import NO_SPLIT, DataConfig
+from sf_teacher.files import write_atomically
+from sf_teacher.training.settings import ReportRun
+
+HERE = Path(__file__).resolve().parent
+RESULTS, ADVISOR = HERE / 'results', 'advisor'
+
+
+def write_images(images: dict[str, Any], protocol: Protocol, folder: Path) -> None:
+    """The students' images, which the advisor gets without labels, and the held-out ones, as PNG files."""
+    pixels, labels = images['train']
+    parts = divided(labels, protocol.classes, protocol.student_per_class, protocol.validation)
+    for name, indices in zip(('train', 'validation'), parts, strict=True):
+        for i in indices.tolist():
+            path = folder / name / f'{labels[i]:03d}' / f'{i:05d}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(pixels[i]).save(path)
+
+
+def known(protocol: Protocol, results: Path, pair: str, seed: int) -> dict[str, dict[float, Result]]:
+    """By arm of whom every temperature is done: the students trained in full from that teacher."""
+    done = results_of(protocol, results)
+    found = {}
+    for name, arm in protocol.arms.items():
+        if arm.best_of or arm.halfway or arm.loss:      # not a teacher of its own
+            continue
+        runs = {t: student_runs(protocol, pair, name, seed, t)[0].key for t in protocol.temperatures}
+        if all(key in done for key in runs.values()):
+            found[name] = {t: done[key] for t, key in runs.items()}
+    return found
+
+
+def section() -> str:
+    """Its part of RESULTS.md; empty where nothing has been run."""
+    found = [json.loads(path.read_text()) for path in (RESULTS / ADVISOR).glob('*.json')]
+    if not found:
+        return ''
+    head = ('protocol, pair', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'recommended', 'its student, %',
+            'best candidate', 'its student, %', 'regret', 'worst, %')
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for r in sorted(found, key=lambda r: (r['protocol'], r['seconds'])):
+        (arm, t), (best, of_best) = r['taken'], r['best']
+        lines.append('| ' + ' | '.join([
+            f'{r["protocol"]}, {r["pair"]}', r['budget'], f'{r["seconds"] / 60:.1f}', str(r['epochs']),
+            str(len(r['candidates'])), f'{arm} at T = {t:g}', f'{r["top1"]:.2f}', f'{best} at T = {of_best:g}',
+            f'{r["best_top1"]:.2f}', f'{r["regret"]:.2f}', f'{min(v for *_, v in r["candidates"]):.2f}']) + ' |')
+    return """## The advisor's regret
+
+`sf-teacher report` on the teachers of a protocol's selection seed, by `python examples/cifar100/regret.py`. It saw the
+students' images without labels and the held-out images. The students' accuracies are those of the protocol's full
+trainings from the same teachers, one for each candidate, on the test images; regret is the best one's less the
+recommended one's, in points. Even of two equal candidates the better one has some regret left: students differ by
+chance.
+
+""" + '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--protocol', default='few_labels', help='one that chooses temperatures, or a YAML file')
+    parser.add_argument('--pair', help='one of its pairs (default: the first)')
+    parser.add_argument('--data', default='data', help='folder with the training and test images, as for run.py')
+    parser.add_argument('--work', type=Path, default=Path('runs/cifar100'), help='where run.py keeps its teachers')
+    parser.add_argument('--results', type=Path, default=RESULTS, help='JSON files of finished runs')
+    parser.add_argument('--budget', default='20m', help="the advisor's")
+    args = parser.parse_args()
+    path = HERE / f'{args.protocol}.yaml' if Path(args.protocol).suffix != '.yaml' else Path(args.protocol)
+    protocol = read(path)
+    pair, seed = args.pair or next(iter(protocol.pairs)), protocol.selection_seeds[0]
+    students, spec = known(protocol, args.results, pair, seed), dict(protocol.pairs[pair].student)
+    folders = {str(args.work / teacher_run(protocol, pair, name, seed).key / 'teacher'): name for name in students}
+    output = args.work / f'{ADVISOR}-{path.stem}-{args.budget}'
+    write_images(load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size), protocol,
+                 output / 'images')
+    found = report(ReportRun(
+        teachers=tuple(folders), output=str(output), data=str(output / 'images'), train_split=NO_SPLIT,
+        unlabelled=str(output / 'images' / 'train'), in_memory=True, input_size=(3, protocol.size, protocol.size),
+        student=spec.pop('name'), model_kwargs=spec, batch_size=protocol.batch_size, budget=args.budget,
+        temperatures=tuple(map(float, protocol.temperatures)), **protocol.kd,
+        **{**protocol.train, **protocol.student}))
+    print(table(found))
+    taken = found['recommendation']
+    arm, full = folders[taken['teacher']], {(a, t): r['top1'] for a, each in students.items() for t, r in each.items()}
+    best = max(full, key=full.__getitem__)
+    result = {
+        'protocol': path.stem, 'pair': pair, 'seed': seed, 'budget': args.budget, 'epochs': found['epochs'],
+        'seconds': round(taken['seconds'], 1), 'candidates': [[a, t, top1] for (a, t), top1 in full.items()],
+        'taken': [arm, taken['temperature']], 'top1': full[arm, taken['temperature']], 'best': list(best),
+        'best_top1': full[best], 'regret': full[best] - full[arm, taken['temperature']],
+        'gain': taken['gain'], 'half_width': taken['half_width'], 'machine': machine(torch.device('cpu'))}
+    (args.results / ADVISOR).mkdir(parents=True, exist_ok=True)
+    write_atomically(args.results / ADVISOR / f'{path.stem}-{args.budget}.json',
+                     lambda file: file.write((json.dumps(result, indent=1) + '\n').encode()))
+    print(f'{arm} at T = {taken["temperature"]:g}: regret {result["regret"]:.2f} of {len(full)} candidates from '
+          f'{min(full.values()):.2f} to {full[best]:.2f} %')
+
+
+if __name__ == '__main__':
+    main()
