@@ -1,6 +1,6 @@
 """How `examples/quickstart.py` was set up: on the validation images, with ten seeds that it does not use.
 
-    python examples/sweeps/digits.py                     # some 25 minutes of CPU time; continues where it stopped
+    python examples/sweeps/digits.py                     # some 20 minutes of CPU time; continues where it stopped
 
 For every pair of models and every seed it trains the standard teacher and SFTN, then two controls: the standard teacher
 for 1.75 times the epochs, as much compute, and deep supervision only, which is SFTN without its divergence; and of each

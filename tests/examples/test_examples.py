@@ -1,4 +1,6 @@
 """The examples run as they stand."""
+import importlib
+import itertools
 import json
 import os
 import re
@@ -126,6 +128,15 @@ def test_the_sweep_took_no_seed_of_the_quickstart_and_chose_the_temperatures(mod
         means = {t: fmean(row['student'] for row in of_arm if row['temperature'] == t)
                  for t in {row['temperature'] for row in of_arm}}
         assert len(means) > 1 and max(means, key=means.get) == temperature
+
+
+def test_the_page_shows_the_whole_sweep(module, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / 'sweeps'))
+    sweep = importlib.import_module('digits')
+    rows = [json.loads(line) for line in (EXAMPLES / 'sweeps' / 'digits.jsonl').read_text().splitlines()]
+    planned = set(itertools.product(sweep.PAIRS, sweep.ARMS, sweep.SEEDS, sweep.TEMPERATURES))
+    assert {(r['pair'], r['arm'], r['seed'], r['temperature']) for r in rows} == planned and len(rows) == len(planned)
+    assert f'```text\n{sweep.summary(rows)}\n```' in (EXAMPLES.parent / 'docs/results.md').read_text(encoding='utf-8')
 
 
 def test_train_teacher_trains_exports_and_reloads(tmp_path):
