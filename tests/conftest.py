@@ -1,5 +1,6 @@
 import os
 import sys
+from multiprocessing import forkserver
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')    # parallel workers on few cores: more threads only slow them down
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -14,8 +15,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test starts from the same random numbers."""
+    """Every test starts from the same random numbers, and leaves the process in the folder where it was."""
     torch.manual_seed(0)
+    before = os.getcwd()
+    yield
+    assert os.getcwd() == before
 
 
 @pytest.fixture
@@ -30,7 +34,13 @@ CPU_LIMIT = 60      # seconds of CPU time of a test, its processes included; the
 
 
 def cpu_seconds():
-    return sum(os.times()[:4])      # of this process and of those it has waited for
+    """Of this process, of those it has waited for, and of the server that forks tests' processes, with all of its."""
+    own, server = sum(os.times()[:4]), getattr(forkserver._forkserver, '_forkserver_pid', None)
+    if server is None or not os.path.exists(f'/proc/{server}/stat'):
+        return own
+    with open(f'/proc/{server}/stat') as file:
+        ticks = file.read().rpartition(')')[2].split()[11:15]
+    return own + sum(map(int, ticks)) / os.sysconf('SC_CLK_TCK')
 
 
 def pytest_runtest_logstart():

@@ -1,18 +1,21 @@
-"""What several test files do: a few steps of training, and a script on two ranks."""
+"""What several test files do: a few steps of training, and work on two ranks."""
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from sf_teacher.exporting import reload
 from sf_teacher.methods._branches import BranchOutput
 from sf_teacher.methods.base import Progress, Step, weighted_sum
+
+processes = multiprocessing.get_context('forkserver')      # torch and timm are imported once, then forked
+processes.set_forkserver_preload(['tests.training.training_runs'])
 
 
 def train(task: Any, parameters: Any, batch: Any, steps: int, seed: int, lr: float = 0.05) -> list[dict[str, Any]]:
@@ -34,15 +37,33 @@ def check_here(folder: Path, tolerance: float, factory: str | None = None, threa
     return reload.report(folder, tolerance, factory)
 
 
-def assert_both_ranks_say_equal(folder: Path, text: str) -> None:
-    """Run a script on two ranks, each of which prints "equal" at the end."""
-    script = folder / 'ddp.py'
-    script.write_text(text)
-    run = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script],
-        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=240)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count('equal') == 2
+def on_two_ranks(folder: Path, work: Any, *args: Any) -> None:
+    """Run `work(*args)` in two processes that talk by gloo; each fails by an exception."""
+    started = [processes.Process(target=_rank, args=(rank, folder, work, args)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(240)
+    logs = [(folder / f'{rank}.log').read_text() for rank in range(2)]
+    assert [process.exitcode for process in started] == [0, 0], '\n'.join(logs)
+
+
+def _rank(rank: int, folder: Path, work: Any, args: Any) -> None:
+    torch.set_num_threads(1)
+    os.dup2(os.open(folder / f'{rank}.log', os.O_WRONLY | os.O_CREAT), 2)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    work(*args)
+    dist.barrier()
+    os._exit(0)     # gloo's threads can abort the interpreter's own exit
+
+
+def assert_ranks_agree(task: nn.Module) -> None:
+    """All parameters of a task are the same on both ranks, bit for bit."""
+    for name, p in task.named_parameters():
+        both = [torch.empty_like(p) for _ in range(2)]
+        dist.all_gather(both, p.detach())
+        assert torch.equal(*both), name
 
 
 def build(name: str = 'test_resnet', num_classes: int = 7, **kwargs: Any) -> nn.Module:

@@ -2,7 +2,7 @@
 
 Nothing is substituted: the blocks are executed as they stand, top to bottom in one namespace, in an empty folder.
 """
-import os
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -28,16 +28,12 @@ def blocks(page):
 @pytest.fixture(scope='module')
 def executed(tmp_path_factory):
     """The folder and the namespace that the Python blocks leave."""
-    folder, before = tmp_path_factory.mktemp('usage'), os.getcwd()
-    os.chdir(folder)
-    namespace = {}
-    try:
+    folder, namespace = tmp_path_factory.mktemp('usage'), {}
+    with contextlib.chdir(folder):
         for line, language, text in blocks('usage.md'):
             if language == 'python':
                 code = compile('\n' * line + text, str(DOCS / 'usage.md'), 'exec')     # tracebacks name its lines
                 exec(code, namespace)
-    finally:
-        os.chdir(before)
     return folder, namespace
 
 
@@ -75,9 +71,7 @@ def test_yaml_blocks_are_torchdistill_configs_with_known_keys(executed):
     from torchdistill.common.main_util import import_dependencies, load_ckpt
     from torchdistill.models.official import get_image_classification_model
     from torchdistill.models.registry import get_model
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         import_dependencies(ours['dependencies'])
         config = ours['models']['teacher_model']
         assert get_image_classification_model(config) is None       # no torchvision name, so the registry is asked
@@ -85,8 +79,6 @@ def test_yaml_blocks_are_torchdistill_configs_with_known_keys(executed):
         config = theirs['models']['teacher_model']
         twin = get_image_classification_model(config)               # as torchdistill's scripts do
         load_ckpt(config['src_ckpt'], model=twin)
-    finally:
-        os.chdir(before)
     assert twin.training and not teacher.training                   # as the page warns
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(twin.eval()(x), teacher(x))

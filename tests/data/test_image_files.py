@@ -1,4 +1,5 @@
 """Image folders as people have them: nothing vanishes without a word, and nothing that is no image becomes a class."""
+import contextlib
 import logging
 import os
 import re
@@ -79,9 +80,8 @@ def test_what_is_left_out_is_counted_and_named(root, caplog):
     (train / 'class0/gone.png').symlink_to(root / 'nowhere.png')
     os.mkfifo(train / 'class1/pipe.png')
     with socket.socket(socket.AF_UNIX) as s:
-        os.chdir(train / 'class1')      # a socket's path is short
-        s.bind('socket.png')
-        os.chdir(root)
+        with contextlib.chdir(train / 'class1'):        # a socket's path is short
+            s.bind('socket.png')
         caplog.set_level(logging.WARNING)
         data = load(root)
     assert len(data.train) == 24 and list(class_names(data.train)) == [f'class{i}' for i in range(4)]

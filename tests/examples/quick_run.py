@@ -1,19 +1,26 @@
-"""examples/cifar100/run.py with exports that are checked in the same process: a fresh one for each takes seconds.
-
-A script of its own, since the runner's processes import the script that started them.
-"""
+"""examples/cifar100/run.py in a process forked from one that has torch and timm, its exports checked right there."""
+import importlib
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'examples' / 'cifar100'))
-
-import run
-
 from sf_teacher.exporting import exporter
-from tests.helpers import check_here
 
-exporter.run_check = check_here
+from ..helpers import check_here
 
-if __name__ == '__main__':
-    run.main()
+FOLDER = Path(__file__).resolve().parents[2] / 'examples' / 'cifar100'
+
+
+def main(arguments: list[str], folder: Path, output: Path) -> None:
+    """Run it in a folder, with what it prints in a file."""
+    os.setsid()
+    os.chdir(folder)
+    where = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(where, stream)
+    sys.path.insert(0, str(FOLDER))
+    scheduler, script = importlib.import_module('scheduler'), importlib.import_module('run')
+    exporter.run_check = check_here
+    scheduler.START = 'fork'
+    sys.argv = ['run.py', *arguments]
+    script.main()

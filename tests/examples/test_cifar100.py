@@ -18,6 +18,9 @@ from PIL import Image
 import sf_teacher
 from sf_teacher.methods import METHODS
 
+from ..helpers import processes
+from . import quick_run
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'examples' / 'cifar100'
 QUEUE = 'queue'
@@ -63,20 +66,35 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def command(folder, work, name, *more, script=Path(__file__).parent / 'quick_run.py'):
-    return [sys.executable, str(script), str(folder / f'{name}.yaml'), '--data', str(folder / 'data'),
-            '--device', 'cpu', '--work', str(folder / work), '--results', str(folder / f'results-{work}'), *more]
+def arguments(folder, work, name, *more):
+    return [str(folder / f'{name}.yaml'), '--data', str(folder / 'data'), '--device', 'cpu', '--work',
+            str(folder / work), '--results', str(folder / f'results-{work}'), *more]
 
 
-def run(folder, work, name, *more, **script):
-    done = subprocess.run(command(folder, work, name, *more, **script), capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr[-2000:]
+def start(folder, work, name, *more):
+    process = processes.Process(target=quick_run.main, args=(
+        arguments(folder, work, name, *more), folder, folder / f'{work}.log'))
+    process.start()
+    return process
+
+
+def run(folder, work, name, *more):
+    process = start(folder, work, name, *more)
+    process.join()
+    assert process.exitcode == 0, (folder / f'{work}.log').read_text()
+    return results_of(folder, work)
+
+
+def results_of(folder, work):
     return {path.stem: json.loads(path.read_text()) for path in (folder / f'results-{work}' / 'tiny').glob('*.json')}
 
 
 @pytest.fixture(scope='module')
 def finished(tiny):
-    return run(tiny, 'work', 'tiny', script=FOLDER / 'run.py')
+    done = subprocess.run([sys.executable, str(FOLDER / 'run.py'), *arguments(tiny, 'work', 'tiny')],
+                          capture_output=True, text=True, cwd=tiny)
+    assert done.returncode == 0, done.stderr
+    return results_of(tiny, 'work')
 
 
 @pytest.mark.parametrize('name', PROTOCOLS)
@@ -169,13 +187,12 @@ def test_every_run_is_a_file_that_says_what_was_done(finished, modules, tiny):
 
 
 def test_killed_and_started_again_it_gives_the_same_numbers(tiny):
-    process = subprocess.Popen(command(tiny, 'killed', 'by_name'), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, cwd=tiny, start_new_session=True)
+    process = start(tiny, 'killed', 'by_name')
     results = tiny / 'results-killed' / 'tiny'
-    while not list(results.glob('*.json')) and process.poll() is None:
+    while not list(results.glob('*.json')) and process.is_alive():
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     first = {path: path.stat().st_mtime_ns for path in results.glob('*.json')}
     again = run(tiny, 'killed', 'by_name')
     assert 1 <= len(first) < len(again) == 3
@@ -333,13 +350,12 @@ def test_an_average_of_the_weights_is_what_students_learn_from(chosen):
 
 def test_the_scheduler_killed_alone_leaves_nothing_behind_and_goes_on(chosen, tiny):
     arms = ('--arms', 'standard', 'cutmix')
-    process = subprocess.Popen(command(tiny, 'alone-killed', 'chosen', *arms), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, cwd=tiny)
+    process = start(tiny, 'alone-killed', 'chosen', *arms)
     results = tiny / 'results-alone-killed' / 'chosen'
-    while not list(results.glob('*.json')) and process.poll() is None:
+    while not list(results.glob('*.json')) and process.is_alive():
         time.sleep(0.05)
     process.kill()      # its workers are not told
-    process.wait()
+    process.join()
     time.sleep(2)
     run(tiny, 'alone-killed', 'chosen', *arms)
     assert {key: r['train_loss'] for key, r in read(tiny, 'alone-killed').items()} == {
@@ -368,9 +384,11 @@ def test_a_queue_is_worked_off_in_order_and_a_failure_stops_nothing_else(chosen,
     queue = [{'protocol': 'faulty', 'part': 'select', 'arms': ['wrong', 'dkd']},
              {'protocol': 'faulty', 'part': 'report', 'arms': ['dkd'], 'seeds': [0]}]
     (tiny / 'queue.yaml').write_text(yaml.safe_dump({'queue': queue}))
-    done = subprocess.run(command(tiny, 'queue', 'queue'), cwd=tiny, capture_output=True, text=True)
-    assert done.returncode == 1 and 'nowhere' in done.stdout
-    lines = [line for line in done.stdout.splitlines() if '[dkd]' in line and ' seed ' in line]
+    process = start(tiny, 'queue', 'queue')
+    process.join()
+    printed = (tiny / 'queue.log').read_text()
+    assert process.exitcode == 1 and 'nowhere' in printed
+    lines = [line for line in printed.splitlines() if '[dkd]' in line and ' seed ' in line]
     assert [line.split(' seed ')[1].split()[0] for line in lines] == ['100'] * 3 + ['0', '0', '1000']
     (tiny / 'queue.yaml').write_text(yaml.safe_dump({'queue': [{'protocol': 'faulty', 'arms': ['nothing']}]}))
     with pytest.raises(SystemExit, match='faulty has no nothing'):

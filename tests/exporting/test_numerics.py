@@ -5,7 +5,7 @@ import torch
 
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
-from tests.helpers import build
+from tests.helpers import build, check_here
 
 
 def sdpa(name):
@@ -23,7 +23,6 @@ SETTINGS = {    # how to ask for it, how to set it, what to
 }
 
 
-
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_every_setting(setting, tmp_path):
     get, set_to, value = SETTINGS[setting]
@@ -35,14 +34,14 @@ def test_every_setting(setting, tmp_path):
         assert get() == value
     finally:
         set_to(before)
-    assert verify(folder, tolerance=0)['bit_equal']
+    assert check_here(folder, tolerance=0)['bit_equal']
 
 
 def test_attention_switched_off_in_the_modules(tmp_path):
     model = build('test_vit', img_size=64)
     for block in model.blocks:
         block.attn.fused_attn = False
-    assert verify(export(model, tmp_path / 'teacher'), tolerance=0)['bit_equal']
+    assert check_here(export(model, tmp_path / 'teacher'), tolerance=0)['bit_equal']
     assert not any(block.attn.fused_attn for block in model.blocks)
 
 

@@ -22,13 +22,12 @@ from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
 from sf_teacher.training.settings import TrainConfig
 
+from ..helpers import processes
+
 SIZE, CLASSES = (3, 16, 16), 4
 TIMINGS = {'seconds', 'images_per_second', 'memory_mb'}
 DATA_CONFIG = dict(input_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear', crop_pct=1.,
                    crop_mode='center')
-
-processes = multiprocessing.get_context('forkserver')      # torch and timm are imported once, then forked
-processes.set_forkserver_preload(['tests.training.training_runs'])
 
 TEACHER_METHODS = METHODS.of_phase('teacher')
 
