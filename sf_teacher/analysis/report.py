@@ -207,19 +207,28 @@ def _recommend(
         seconds: float,
 ) -> dict[str, Any]:
     """The finalist that is surely better than the baseline and best, or the baseline."""
-    better = [c for c in comparisons if c['reference'] == baseline and c['kind'] == 'gain']
-    best = max(better, key=lambda c: c['mean'], default=None)
+    others = [c for c in comparisons if c['reference'] == baseline]
+    leader = max(others, key=lambda c: c['mean'], default=None)
+    best = max((c for c in others if c['kind'] == 'gain'), key=lambda c: c['mean'], default=None)
     chosen = best['teacher'] if best else baseline
     take = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
     if best:
-        low, high = best['mean'] - best['half_width'], best['mean'] + best['half_width']
-        text = f'{take}: {best["mean"]:+.2f} [{low:+.2f}, {high:+.2f}] points over {baseline}'
-    elif len(teachers) > 1:
+        text = f'{take}: {_points(best)} points over {baseline}'
+    elif leader:
         text = f'no difference: {take}, the baseline at its best temperature; none of {len(teachers) - 1} others is ' \
                f'surely better'
+        if leader['mean'] > 0:
+            text += f'. {leader["teacher"]} led by {_points(leader)}: more epochs or seeds would tell'
     else:
         text = f'{take}, the only candidate'
     text += f' ({seconds / 60:.1f} minutes of training)'
+    led = leader['teacher'] if leader and leader['mean'] > 0 else baseline
     return {'teacher': teachers[chosen]['folder'], 'temperature': teachers[chosen]['temperature'], 'text': text,
-            'gain': best and best['mean'], 'half_width': best and best['half_width'], 'seconds': seconds}
+            'gain': best and best['mean'], 'half_width': best and best['half_width'], 'seconds': seconds,
+            'leader': {name: teachers[led][name] for name in ('folder', 'temperature')}}
+
+
+def _points(comparison: dict[str, Any]) -> str:
+    mean, half = comparison['mean'], comparison['half_width']
+    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]'
 

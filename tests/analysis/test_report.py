@@ -173,13 +173,17 @@ def test_halving_keeps_the_better_half_and_the_baseline():
 
 @pytest.mark.parametrize('gains,chosen,text', [
     ((3., 3.2, 2.9), 'b', r'take b at T = 2: \+3.03 \['),
-    ((3., -3.2, 2.9), 'a', 'no difference: take a at T = 2, the baseline at its best temperature'),
+    ((3., -3.2, 2.9), 'a', r'no difference: take a at T = 2, the baseline at its best temperature; none of 1 others is '
+     r'surely better. B led by \+0.90 \[-7.92, \+9.72\]: more epochs or seeds would tell \('),
+    ((-3., -3.2, 2.9), 'a', r'no difference: take a at T = 2, the baseline at its best temperature; none of 1 others '
+     r'is surely better \('),
 ])
 def test_the_recommendation_is_surely_better_or_the_baseline(gains, chosen, text):
     arms = {'A': [{'top1': 50. + i} for i in range(3)], 'B': [{'top1': 50. + i + g} for i, g in enumerate(gains)]}
     teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 2.}}
     found = _recommend(arms, teachers, [_compare(arms, 'B', 'A')], 'A', 60.)
     assert found['teacher'] == chosen and re.match(text, found['text']) and '1.0 minutes' in found['text']
+    assert found['leader'] == {'folder': 'b' if sum(gains) > 0 else 'a', 'temperature': 2.}
 
 
 def test_more_comparisons_need_more_certainty():
