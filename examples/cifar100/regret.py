@@ -5,7 +5,8 @@
 The candidates are the teachers of the selection seed whose students of every temperature are done (`run.py few_labels`
 made them; their weights are in WORK). The advisor sees the students' images without labels and the held-out images,
 and pilots within its budget. Its regret is the test accuracy of the full-length student of the best candidate, less
-that of the candidate that it recommends. Each budget is a JSON file in results/advisor/; `results.py` shows them.
+that of the candidate that it recommends, or that leads in its pilots. Each budget is a JSON file in results/advisor/;
+`results.py` shows them.
 """
 from __future__ import annotations
 
@@ -55,29 +56,22 @@ def known(protocol: Protocol, results: Path, pair: str, seed: int) -> dict[str, 
     return found
 
 
-def section() -> str:
-    """Its part of RESULTS.md; empty where nothing has been run."""
+def shown() -> str:
+    """The table of what has been run."""
     found = [json.loads(path.read_text()) for path in (RESULTS / ADVISOR).glob('*.json')]
-    if not found:
-        return ''
     head = ('protocol, pair', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'recommended', 'its student, %',
-            'best candidate', 'its student, %', 'regret', 'worst, %')
+            'regret', 'led in the pilots', 'its student, %', 'regret', 'best candidate', 'its student, %', 'worst, %')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for r in sorted(found, key=lambda r: (r['protocol'], r['seconds'])):
-        (arm, t), (best, of_best) = r['taken'], r['best']
-        lines.append('| ' + ' | '.join([
-            f'{r["protocol"]}, {r["pair"]}', r['budget'], f'{r["seconds"] / 60:.1f}', str(r['epochs']),
-            str(len(r['candidates'])), f'{arm} at T = {t:g}', f'{r["top1"]:.2f}', f'{best} at T = {of_best:g}',
-            f'{r["best_top1"]:.2f}', f'{r["regret"]:.2f}', f'{min(v for *_, v in r["candidates"]):.2f}']) + ' |')
-    return """## The advisor's regret
-
-`sf-teacher report` on the teachers of a protocol's selection seed, by `python examples/cifar100/regret.py`. It saw the
-students' images without labels and the held-out images. The students' accuracies are those of the protocol's full
-trainings from the same teachers, one for each candidate, on the test images; regret is the best one's less the
-recommended one's, in points. Even of two equal candidates the better one has some regret left: students differ by
-chance.
-
-""" + '\n'.join(lines) + '\n'
+        full = {(arm, t): top1 for arm, t, top1 in r['candidates']}
+        best = max(full, key=full.__getitem__)
+        cells = [f'{r["protocol"]}, {r["pair"]}', r['budget'], f'{r["seconds"] / 60:.1f}', str(r['epochs']),
+                 str(len(full))]
+        for arm, t in map(tuple, (r['recommended'], r['leader'])):
+            cells += [f'{arm} at T = {t:g}', f'{full[arm, t]:.2f}', f'{full[best] - full[arm, t]:.2f}']
+        cells += [f'{best[0]} at T = {best[1]:g}', f'{full[best]:.2f}', f'{min(full.values()):.2f}']
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
 
 
 def main() -> None:
@@ -105,19 +99,19 @@ def main() -> None:
         **{**protocol.train, **protocol.student}))
     print(table(found))
     taken = found['recommendation']
-    arm, full = folders[taken['teacher']], {(a, t): r['top1'] for a, each in students.items() for t, r in each.items()}
-    best = max(full, key=full.__getitem__)
+    chosen = {'recommended': [folders[taken['teacher']], taken['temperature']],
+              'leader': [folders[taken['leader']['folder']], taken['leader']['temperature']]}
+    candidates = [[arm, t, each[t]['top1']] for arm, each in students.items() for t in each]
     result = {
         'protocol': path.stem, 'pair': pair, 'seed': seed, 'budget': args.budget, 'epochs': found['epochs'],
-        'seconds': round(taken['seconds'], 1), 'candidates': [[a, t, top1] for (a, t), top1 in full.items()],
-        'taken': [arm, taken['temperature']], 'top1': full[arm, taken['temperature']], 'best': list(best),
-        'best_top1': full[best], 'regret': full[best] - full[arm, taken['temperature']],
-        'gain': taken['gain'], 'half_width': taken['half_width'], 'machine': machine(torch.device('cpu'))}
+        'seconds': round(taken['seconds'], 1), **chosen, 'candidates': candidates, 'text': taken['text'],
+        'machine': machine(torch.device('cpu'))}
     (args.results / ADVISOR).mkdir(parents=True, exist_ok=True)
     write_atomically(args.results / ADVISOR / f'{path.stem}-{args.budget}.json',
                      lambda file: file.write((json.dumps(result, indent=1) + '\n').encode()))
-    print(f'{arm} at T = {taken["temperature"]:g}: regret {result["regret"]:.2f} of {len(full)} candidates from '
-          f'{min(full.values()):.2f} to {full[best]:.2f} %')
+    for name, (arm, t) in chosen.items():
+        full = {(a, of): top1 for a, of, top1 in candidates}
+        print(f'{name}: {arm} at T = {t:g}, regret {max(full.values()) - full[arm, t]:.2f} of {len(full)} candidates')
 
 
 if __name__ == '__main__':

@@ -120,16 +120,16 @@ def document() -> str:
     figures = [f'![gain](figures/gain_{name}.png)\n' for name in gain_figure.FIGURES
                if (HERE / 'figures' / f'gain_{name}.png').exists()]
     chosen_sections = '\n'.join([*filter(None, map(chosen.section, chosen.CHOSEN)), *figures])
-    return intro + '\n'.join(filter(None, [chosen_sections, regret.section(), *map(section, PROTOCOLS)]))
+    return intro + '\n'.join(filter(None, [chosen_sections, *map(section, PROTOCOLS)]))
 
 
 def overview() -> str:
-    """docs/results.md, with the tables of cpu.yaml and few_labels.yaml between their marks."""
+    """docs/results.md, with the tables of cpu.yaml and few_labels.yaml and of the advisor between their marks."""
     protocol = read(HERE / 'cpu.yaml')
     text = OVERVIEW.read_text(encoding='utf-8')
     for name, tables in (('cpu', [table(protocol, collect(protocol, pair)) for pair in protocol.pairs]),
-                         ('few_labels', chosen.reported('few_labels'))):
-        begin, end = f'<!-- {name}.yaml, by examples/cifar100/results.py -->', f'<!-- end of {name}.yaml -->'
+                         ('few_labels', chosen.reported('few_labels')), ('regret', [regret.shown()])):
+        begin, end = f'<!-- {name}, by examples/cifar100/results.py -->', f'<!-- end of {name} -->'
         before, rest = text.split(begin)
         text = begin.join([before, '\n' + '\n\n'.join(tables) + f'\n{end}' + rest.split(end)[1]])
     return text
