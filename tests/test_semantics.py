@@ -19,6 +19,7 @@ def build(name, size):
     return timm.create_model(name, num_classes=10, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('role', ['teacher', 'student'])
 @pytest.mark.parametrize('name', FAMILIES)
 def test_no_graph_breaks(name, role):

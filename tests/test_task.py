@@ -159,6 +159,7 @@ def test_no_sync_is_a_context():
     assert task.teacher.fc.weight.grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('teacher,student,size', [('test_resnet', 'test_vit', 160), ('test_vit', 'test_resnet', 160)])
 def test_compiles_without_graph_breaks(teacher, student, size):
     task = make(teacher, student, input_size=(3, size, size)).eval()

@@ -674,6 +674,7 @@ class TestExamples:
             name = str(path.relative_to(EXAMPLES))
             assert name in text or name.startswith('ilsvrc2012/'), name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize('name', [
         'digits/sftn/test_resnet.yaml', 'digits/sftn/test_efficientnet_from_test_resnet.yaml',
         'digits/sftn/resnet34.yaml', 'digits/kd/resnet18_from_resnet34.yaml',

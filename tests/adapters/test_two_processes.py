@@ -39,6 +39,7 @@ def two_processes(work, config, *args):
     return [json.loads(out.splitlines()[-1]) for out, _ in done]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('config', 'folder', 'epochs'), [
     (TWO_STAGES, 'test_resnet-two_stages', range(4, 8)), (ALONE, 'test_resnet-sft', range(4))])
 def test_the_scripts_flow_and_its_test_only(work, config, folder, epochs):

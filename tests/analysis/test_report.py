@@ -117,6 +117,7 @@ def test_report_measures_teachers_and_pilots(teachers, tmp_path, capsys):
         json.loads(p.read_text())['seconds'] for p in (tmp_path / 'out/pilots').iterdir()))
 
 
+@pytest.mark.slow
 def test_a_report_goes_on_where_it_was_stopped(teachers, tmp_path, monkeypatch):
     config = ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
                        in_memory=True, batch_size=8, epochs=2, seeds=2, device='cpu', output=str(tmp_path / 'out'))
@@ -203,6 +204,7 @@ def test_a_budget_lowers_the_epochs_or_is_refused(teachers, tmp_path):
     assert report(replace(config, budget='170s'))['epochs'] == 2
 
 
+@pytest.mark.slow
 def test_the_baseline_is_fine_tuned_with_branches_and_without_once(teachers, tmp_path, monkeypatch):
     config = ReportRun(teachers=(teachers[0],), student='test_efficientnet', data=str(runs.folder(tmp_path / 'data')),
                        in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'),

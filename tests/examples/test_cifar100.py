@@ -171,6 +171,7 @@ def test_networks_have_the_parameters_that_the_benchmarks_report(modules, name, 
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
 
 
+@pytest.mark.slow
 def test_every_run_is_a_file_that_says_what_was_done(finished, modules, tiny):
     protocol = modules['protocol'].read(tiny / 'tiny.yaml')
     runs = [run for chain in modules['plan'].chains(protocol) for run in chain]
@@ -186,6 +187,7 @@ def test_every_run_is_a_file_that_says_what_was_done(finished, modules, tiny):
             and run.kind == 'student'} == {True}
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_gives_the_same_numbers(tiny):
     process = start(tiny, 'killed', 'by_name')
     results = tiny / 'results-killed' / 'tiny'
@@ -201,6 +203,7 @@ def test_killed_and_started_again_it_gives_the_same_numbers(tiny):
         key: result['curve'] for key, result in run(tiny, 'whole', 'by_name').items()}
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_weights_are_gone_is_trained_again_for_its_students(tiny):
     first = run(tiny, 'gone', 'by_name')
     results = tiny / 'results-gone' / 'tiny'
@@ -219,6 +222,7 @@ def test_a_teacher_whose_weights_are_gone_is_trained_again_for_its_students(tiny
     assert others and all(path.stat().st_mtime_ns == then for path, then in others.items())
 
 
+@pytest.mark.slow
 def test_methods_with_several_branches_and_with_a_simplifier(tiny):
     pool = [{'name': 'test_resnet'}, {'name': 'test_efficientnet'}]
     arms = {'standard': {}, 'gtn': {'method': 'gtn', 'branch': pool},
@@ -281,6 +285,7 @@ def read(folder, work):
     return {path.stem: json.loads(path.read_text()) for path in (folder / f'results-{work}' / 'chosen').glob('*.json')}
 
 
+@pytest.mark.slow
 def test_what_chooses_is_never_what_is_reported(modules, chosen, tiny):
     protocol, plan = modules['protocol'].read(tiny / 'chosen.yaml'), modules['plan']
     parts = {part: {r.key for chain in plan.chains(protocol, chosen, part) for r in chain}
@@ -321,6 +326,7 @@ def test_seeds_that_choose_are_not_reported(modules, name):
     assert max(protocol.seeds) < modules['plan'].NESTED
 
 
+@pytest.mark.slow
 def test_students_without_labels_see_none(modules, chosen, tiny):
     settings = next(r['settings'] for r in chosen.values() if r['kind'] == 'student' and r['arm'] == 'standard')
     assert settings['unlabelled'] and settings['kd']['task_loss_weight'] == 0 and settings['per_class'] == 9
@@ -330,6 +336,7 @@ def test_students_without_labels_see_none(modules, chosen, tiny):
     assert {int(t) for _, target in split.evaluation('validation') for t in target} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_what_a_teacher_said_is_remembered_bit_for_bit(chosen, tiny):
     settings = {**CHOSEN, 'temperatures': [8], 'arms': {'standard': {}, 'half-way': {'halfway': True}}}
     (tiny / 'one.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -342,12 +349,14 @@ def test_what_a_teacher_said_is_remembered_bit_for_bit(chosen, tiny):
         assert all(asked[key][name] == chosen[key][name] for name in ('train_loss', 'top1', 'validation_top1', 'kl'))
 
 
+@pytest.mark.slow
 def test_an_average_of_the_weights_is_what_students_learn_from(chosen):
     standard, ema = (next(r for r in chosen.values() if r['kind'] == 'teacher' and r['arm'] == arm and r['seed'] == 0)
                      for arm in ('standard', 'ema'))
     assert standard['train_loss'] == ema['train_loss'] and standard['ece'] != ema['ece']
 
 
+@pytest.mark.slow
 def test_the_scheduler_killed_alone_leaves_nothing_behind_and_goes_on(chosen, tiny):
     arms = ('--arms', 'standard', 'cutmix')
     process = start(tiny, 'alone-killed', 'chosen', *arms)
@@ -362,6 +371,7 @@ def test_the_scheduler_killed_alone_leaves_nothing_behind_and_goes_on(chosen, ti
         key: r['train_loss'] for key, r in chosen.items() if r['arm'] in (*arms, 'alone')}
 
 
+@pytest.mark.slow
 def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen, tiny, monkeypatch, capsys):
     (tiny / 'two.yaml').write_text(yaml.safe_dump({**CHOSEN, 'arms': {'standard': {}}}, sort_keys=False))
     results = tiny / 'results-chosen'
@@ -381,6 +391,7 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
     assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
 
 
+@pytest.mark.slow
 def test_a_queue_is_worked_off_in_order_and_a_failure_stops_nothing_else(chosen, tiny, modules):
     arms = {**CHOSEN['arms'], 'wrong': {'method': 'sftn', 'boundaries': [['nowhere', 'nowhere']]}}
     (tiny / 'faulty.yaml').write_text(yaml.safe_dump({**CHOSEN, 'arms': arms}, sort_keys=False))

@@ -43,6 +43,7 @@ def quickstart(tmp_path_factory):
     return folder / 'out', run('quickstart.py', '--fast', '--out', str(folder / 'out'), cwd=folder)
 
 
+@pytest.mark.slow
 def test_quickstart_prints_what_it_measured_and_no_verdict(quickstart):
     _, done = quickstart
     number = r'\d+\.\d+ ± \d+\.\d+'
@@ -139,6 +140,7 @@ def test_the_page_shows_the_whole_sweep(module, monkeypatch):
     assert f'```text\n{sweep.summary(rows)}\n```' in (EXAMPLES.parent / 'docs/results.md').read_text(encoding='utf-8')
 
 
+@pytest.mark.slow
 def test_train_teacher_trains_exports_and_reloads(tmp_path):
     done = run('train_teacher.py', '--epochs', '1', '--out', 'out', cwd=tmp_path)
     measured = re.search(r'epoch 0: top-1 (\d+\.\d+) %', done.stdout)[1]

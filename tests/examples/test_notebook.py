@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 TOUR = ROOT / 'examples' / 'sft_tour.ipynb'
+pytestmark = pytest.mark.slow
 
 
 def code(notebook):

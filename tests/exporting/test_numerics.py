@@ -23,6 +23,7 @@ SETTINGS = {    # how to ask for it, how to set it, what to
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_every_setting(setting, tmp_path):
     get, set_to, value = SETTINGS[setting]

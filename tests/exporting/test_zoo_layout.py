@@ -66,6 +66,7 @@ def loaded_as_mdistiller(path):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layout,load', [
     ('repdistiller', loaded_as_repdistiller), ('mdistiller', loaded_as_mdistiller)], ids=['repdistiller', 'mdistiller'])
 def test_a_net_of_the_repository_goes_back_to_it(layout, load, nets, tmp_path):

@@ -85,6 +85,7 @@ def own_weights(branches, member, position):
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pool', POOLS)
 def test_families_slices_and_a_step(pool):
     names, families = POOLS[pool]
@@ -151,6 +152,7 @@ def test_a_fused_qkv_is_sliced_part_by_part():
     assert torch.equal(rows, torch.cat([torch.arange(s, s + 192.) for s in (0., 384., 768.)]))
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_largest_member():
     def count(*names):
         return sum(p.numel() for p in make(names).branches.parameters())
@@ -275,11 +277,13 @@ def train_on_a_rank(sampler):
     assert everyone[0] == everyone[1] and len(set(paths)) > 1, everyone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sampler', ['uniform', 'learned'])
 def test_ranks_take_the_same_path_without_find_unused_parameters(tmp_path, sampler):
     on_two_ranks(tmp_path, train_on_a_rank, sampler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sampler', ['uniform', 'learned'])
 def test_compiled_a_pool_costs_one_graph_a_student(sampler):
     graphs, method = [], GTN(sampler=sampler)

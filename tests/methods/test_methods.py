@@ -198,6 +198,7 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_copies_are_independent(method):
                for k, v in task.teacher.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [m for m in NAMES if m != 'gtn'])    # a pool compiles once a student: test_gtn.py
 def test_compiles_without_graph_breaks(method):
     task = make(method, CASES[method]).train()

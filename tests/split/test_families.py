@@ -21,6 +21,7 @@ def test_no_family_is_missing():
     assert registry == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module', sorted({*SHARE, *ALWAYS}))
 def test_share(module):
     check_family(module)

@@ -122,6 +122,7 @@ def torchrun(*args, cwd, **kwargs):
                           env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kwargs)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_and_exports_once(tmp_path):
     args = ['train', 'test_vit', '--student', 'test_vit', '--data', 'digits', '--input-size', '3', '32', '32',
             '--batch-size', '256', '--epochs', '1', '--device', 'cpu', '--output', 'run']

@@ -277,6 +277,7 @@ def test_an_unrelated_export_in_the_place_of_ours_is_refused_before_the_first_st
         place.unlink()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_replaces_its_own_export_only(tmp_path, capsys):
     train = ['train', 'test_resnet', '--method', 'none', *DIGITS, '--output', str(tmp_path / 'run')]
     assert cli.main(train) == 0

@@ -59,6 +59,7 @@ def wait(process, path):
     assert process.poll() is None, process.communicate()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('moment', 'signum', 'times'), [
     ('start', signal.SIGINT, 2), ('imports', signal.SIGTERM, 1), ('training', signal.SIGTERM, 2),
     ('training', signal.SIGINT, 1), ('last evaluation', signal.SIGTERM, 1), ('last evaluation', signal.SIGINT, 2),

@@ -361,6 +361,7 @@ def started(*args, cwd):
                             stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
+@pytest.mark.slow
 def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_teacher(tmp_path, monkeypatch, capsys):
     args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--input-size', '3', '16', '16',
             '--batch-size', '256', '--epochs', '3', '--device', 'cpu', '--output', 'run']
@@ -409,6 +410,7 @@ def grey(tmp_path):
     return tmp_path / 'grey'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [
     '--student test_resnet --input-size 1 16 16', '--student test_resnet --input-size 1 16 16 --in-memory',
     '--method none --model-kwargs in_chans=1'])
