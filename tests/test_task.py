@@ -233,6 +233,7 @@ def train_on_a_rank(options):
     assert_ranks_agree(task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [{}, {'ce_weight': 0., 'kl_weight': 0.}, {'shared': True},
                                      {'sample_branch': True}])
 def test_two_ranks_stay_equal_without_find_unused_parameters(tmp_path, options):

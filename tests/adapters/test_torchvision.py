@@ -26,6 +26,7 @@ def test_a_share_of_the_list_is_regenerated(name, expected):
     assert (name in SAME, name in MAPPED) == (expected == 'same', expected == 'mapped')
 
 
+@pytest.mark.slow
 def test_keys_and_shapes_of_all_shared_names():
     """The whole list, short of the outputs: on the meta device it costs seconds."""
     found = []
@@ -55,6 +56,7 @@ def blocks(folder):
     return yaml.safe_load(text), yaml.safe_load(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'format', 'file'), [
     ('resnet18', 'timm', 'teacher.pth'), ('vgg11', 'torchvision', 'torchvision.pth'),
     ('efficientnet_b0', 'torchvision', 'torchvision.pth'), ('efficientnet_b0', 'timm', None),
@@ -124,6 +126,7 @@ class TestTeacherKey:
         x = torch.randn(2, 3, 75, 75)
         torch.testing.assert_close(found(x), teacher(x), rtol=0, atol=1e-4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize('name', ['resnet18', 'vgg11', 'efficientnet_b0'])
     def test_gives_torchvisions_module_in_eval_mode(self, tmp_path, quick, name):
         teacher = model(name).eval()

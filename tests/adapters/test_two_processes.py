@@ -51,9 +51,11 @@ def test_the_scripts_flow_and_its_test_only(work, config, folder, epochs):
     exported = timm.create_model(f'local-dir:{work}/exported/digits/{folder}', pretrained=True)
     total = sum(p.double().sum().item() for p in exported.parameters())
     assert total == tested['sums'][0]
+    if config == TWO_STAGES:
+        assert_training_again_does_not_start_from_the_exported_teacher(work)
 
 
-def test_training_twice_does_not_start_from_the_exported_teacher(work):
+def assert_training_again_does_not_start_from_the_exported_teacher(work):
     assert file_util.check_if_exists(str(work / 'exported/digits/test_resnet-two_stages/teacher.pth'))
     command = [sys.executable, EXAMPLES / 'run.py', '--config', EXAMPLES / TWO_STAGES, '--device', 'cpu']
     done = subprocess.run(command, cwd=work, env=environment(), capture_output=True, text=True, timeout=300)

@@ -58,6 +58,7 @@ def test_every_method_has_a_cost_before_anything_is_trained(method):
     assert method not in forward or more == pytest.approx(forward[method], rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_large_teacher_takes_no_memory():
     code = ('import resource\nfrom sf_teacher.analysis.inspection import inspect\n'
             'base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'

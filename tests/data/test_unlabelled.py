@@ -120,6 +120,7 @@ def test_labels_of_all_images_change_nothing():
         assert torch.equal(LabelledOnly(criterion)(logits, target), criterion(logits, target))
 
 
+@pytest.mark.slow
 def test_the_command_trains_resumes_and_exports(root, tmp_path, capsys):
     args = ['distill', '--teacher', str(root / 'teacher'), '--student', 'test_resnet', '--data', str(root / 'data'),
             '--unlabelled', str(root / 'flat'), '--batch-size', '8', '--epochs', '2', '--device', 'cpu', '--in-memory',

@@ -46,6 +46,7 @@ def test_attention_switched_off_in_the_modules(tmp_path):
     assert not any(block.attn.fused_attn for block in model.blocks)
 
 
+@pytest.mark.slow
 def test_attention_switched_off_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv('TIMM_FUSED_ATTN', '0')
     assert verify(export(build('test_vit', img_size=64), tmp_path / 'teacher'), tolerance=0)['bit_equal']
