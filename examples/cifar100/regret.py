@@ -20,7 +20,7 @@ from beside import machine
 from chosen import results_of
 from images import divided, load
 from plan import Result, student_runs, teacher_run
-from protocol import Protocol, read
+from protocol import Arm, Protocol, read, student_train
 from torchvision.transforms.functional import to_pil_image
 
 from sf_teacher.analysis.report import report, table
@@ -56,6 +56,12 @@ def known(protocol: Protocol, results: Path, pair: str, seed: int) -> dict[str, 
     return found
 
 
+def regrets(result: Result) -> dict[str, float]:
+    """Points of the recommended candidate, and of the one that led, below the best."""
+    full = {(arm, t): top1 for arm, t, top1 in result['candidates']}
+    return {name: max(full.values()) - full[tuple(result[name])] for name in ('recommended', 'leader')}
+
+
 def shown() -> str:
     """The table of what has been run."""
     found = [json.loads(path.read_text()) for path in (RESULTS / ADVISOR).glob('*.json')]
@@ -67,8 +73,9 @@ def shown() -> str:
         best = max(full, key=full.__getitem__)
         cells = [f'{r["protocol"]}, {r["pair"]}', r['budget'], f'{r["seconds"] / 60:.1f}', str(r['epochs']),
                  str(len(full))]
-        for arm, t in map(tuple, (r['recommended'], r['leader'])):
-            cells += [f'{arm} at T = {t:g}', f'{full[arm, t]:.2f}', f'{full[best] - full[arm, t]:.2f}']
+        for name, regret in regrets(r).items():
+            arm, t = r[name]
+            cells += [f'{arm} at T = {t:g}', f'{full[arm, t]:.2f}', f'{regret:.2f}']
         cells += [f'{best[0]} at T = {best[1]:g}', f'{full[best]:.2f}', f'{min(full.values()):.2f}']
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
@@ -87,6 +94,9 @@ def main() -> None:
     protocol = read(path)
     pair, seed = args.pair or next(iter(protocol.pairs)), protocol.selection_seeds[0]
     students, spec = known(protocol, args.results, pair, seed), dict(protocol.pairs[pair].student)
+    if not students:
+        parser.error(f'{pair}: no teacher of seed {seed} has students of every temperature in {args.results}: make '
+                     f'them by run.py {path.stem}')
     folders = {str(args.work / teacher_run(protocol, pair, name, seed).key / 'teacher'): name for name in students}
     output = args.work / f'{ADVISOR}-{path.stem}-{args.budget}'
     write_images(load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size), protocol,
@@ -96,7 +106,7 @@ def main() -> None:
         unlabelled=str(output / 'images' / 'train'), in_memory=True, input_size=(3, protocol.size, protocol.size),
         student=spec.pop('name'), model_kwargs=spec, batch_size=protocol.batch_size, budget=args.budget,
         temperatures=tuple(map(float, protocol.temperatures)), **protocol.kd,
-        **{**protocol.train, **protocol.student}))
+        **student_train(protocol, protocol.pairs[pair], Arm())))
     print(table(found))
     taken = found['recommendation']
     chosen = {'recommended': [folders[taken['teacher']], taken['temperature']],
@@ -109,9 +119,9 @@ def main() -> None:
     (args.results / ADVISOR).mkdir(parents=True, exist_ok=True)
     write_atomically(args.results / ADVISOR / f'{path.stem}-{args.budget}.json',
                      lambda file: file.write((json.dumps(result, indent=1) + '\n').encode()))
-    for name, (arm, t) in chosen.items():
-        full = {(a, of): top1 for a, of, top1 in candidates}
-        print(f'{name}: {arm} at T = {t:g}, regret {max(full.values()) - full[arm, t]:.2f} of {len(full)} candidates')
+    for name, regret in regrets(result).items():
+        arm, t = result[name]
+        print(f'{name}: {arm} at T = {t:g}, regret {regret:.2f} of {len(candidates)} candidates')
 
 
 if __name__ == '__main__':

@@ -230,11 +230,9 @@ def test_it_composes_with_any_teacher_and_another_normalisation():
 
 
 def train_on_a_rank():
-    rank = torch.distributed.get_rank()
-    torch.manual_seed(rank)
     task = make()
     awake(task.simplifier)
-    torch.manual_seed(rank)
+    torch.manual_seed(torch.distributed.get_rank())
     task.prepare_distributed(broadcast_buffers=False)
     optimizer = torch.optim.SGD(task.parameter_groups(0.05), lr=0.05)
     for _ in range(3):
