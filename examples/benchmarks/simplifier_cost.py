@@ -16,8 +16,8 @@ from steps import Variant, images, keep_memory, parse, peak, race, spread, store
 from timm.task import LogitDistillationTask
 
 from sf_teacher import StudentFriendlyKDTask
+from sf_teacher.cost import flop_counter
 from sf_teacher.factory import create_model
-from sf_teacher.training.cost import flop_counter
 
 
 def measure(pair, args):

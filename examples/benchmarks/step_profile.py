@@ -21,7 +21,7 @@ from step_cost import PAIRS, POOL, limits
 from steps import Variant, images, keep_memory, machine, parse, stored, take_path, wrapped
 from torch.profiler import ProfilerActivity, profile
 
-from sf_teacher.training.cost import flop_counter
+from sf_teacher.cost import flop_counter
 
 KINDS = {'products': ('conv', 'addmm', 'bmm', '::mm', 'attention', 'linear'),
          'normalisation': ('batch_norm', 'layer_norm', 'group_norm'), 'optimizer': ('_foreach', 'optimizer')}

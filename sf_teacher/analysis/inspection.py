@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..checks import check_model, check_size
+from ..cost import joint_cost, step_cost
 from ..errors import SFTeacherError
 from ..factory import create_model
 from ..methods import get_method
@@ -19,7 +20,6 @@ from ..split.selection import Boundaries
 from ..split.split_points import student_boundaries
 from ..split.teacher_taps import teacher_boundaries
 from ..task import StudentFriendlyTask
-from ..training.cost import joint_cost, step_cost
 
 _logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..cost import step_ratio
 from ..task import StudentFriendlyTask
 from .components import eval_model
-from .cost import step_ratio
 from .interruption import World
 from .planning import Plan
 

@@ -1,7 +1,6 @@
 """Two processes with gloo on the CPU. Batch norm is frozen: there it is synchronised on GPUs only."""
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,6 @@ from . import training_runs as runs
 TOLERANCE = 2e-6    # of weights and metrics; sums are made in another order
 
 
-def port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
 def frozen_norm_task(kind: str, dropout: float = 0.) -> TrainingTask:
     task = runs.task(kind, 'test_vit', img_size=16, patch_size=4)
     task.trainable_module = freeze_batch_norm_2d(task.trainable_module)
@@ -35,12 +28,12 @@ def frozen_norm_task(kind: str, dropout: float = 0.) -> TrainingTask:
     return task
 
 
-def work(rank, world, where, output, kind, batch_size, fail, dropout, **settings):
+def work(rank, world, output, kind, batch_size, fail, dropout, **settings):
     """One process of a run."""
     torch.set_num_threads(1)
     os.dup2(os.open(f'{output}-{rank}.log', os.O_WRONLY | os.O_CREAT), 2)
     if world > 1:
-        dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{where}', rank=rank, world_size=world)
+        dist.init_process_group('gloo', init_method=f'file://{output}.store', rank=rank, world_size=world)
     task = frozen_norm_task(kind, dropout)
     train, evaluation = runs.loaders(batch_size, rank=rank, world_size=world, hflip=0.5,
                                      with_index=runs.needs_index(kind))
@@ -63,11 +56,11 @@ def work(rank, world, where, output, kind, batch_size, fail, dropout, **settings
 
 
 def together(output, kind, world=2, batch_size=8, fail='', dropout=0., **settings):
-    where = port()
-    started = [runs.run(work, rank, world, where, output, kind, batch_size, fail, dropout, **settings)
+    Path(f'{output}.store').unlink(missing_ok=True)     # of the run that this one resumes
+    started = [runs.run(work, rank, world, output, kind, batch_size, fail, dropout, **settings)
                for rank in range(world)]
     for process in started:
-        process.join(60)
+        process.join(240)
     logs = [Path(f'{output}-{rank}.log').read_text() for rank in range(world)]
     return [p.exitcode for p in started], logs
 
@@ -116,7 +109,7 @@ def test_when_one_process_fails_the_other_stops_too(tmp_path):
 
 
 def torchrun(*args, cwd, **kwargs):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port()}',
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone',
                '-m', 'sf_teacher', *args]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120,
                           env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kwargs)

@@ -22,10 +22,8 @@ import sf_teacher
 from sf_teacher import SFTeacherError, cli, training
 from sf_teacher.analysis.inspection import inspect
 from sf_teacher.errors import SettingError
-from sf_teacher.methods import METHODS
-from sf_teacher.training import Interrupted, cost, evaluate, fit, threads
+from sf_teacher.training import Interrupted, evaluate, fit, threads
 from sf_teacher.training.components import create_optimizer
-from sf_teacher.training.cost import _counted, _on_meta, step_cost, step_ratio
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.progress import Average, Progress
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
@@ -297,32 +295,6 @@ def test_a_header_says_what_will_be_done_and_curves_what_was(tmp_path, caplog):
     with Image.open(tmp_path / 'run/curves.png') as picture:
         assert picture.width > 900      # three panels
     assert read_yaml(tmp_path / 'run/config.yaml')['threads'] == 1
-
-
-@pytest.mark.parametrize('method', METHODS.of_phase('teacher'))
-def test_counting_what_a_step_costs_leaves_the_task_as_it_is(method, monkeypatch):
-    task = runs.task(method)
-    before = copy.deepcopy(task.get_checkpoint_state())
-    made = []
-    with monkeypatch.context() as patch:        # values are neither copied nor computed with
-        patch.setattr(cost, 'step_cost', lambda model, *args: made.append(model) or step_cost(model, *args))
-        assert 1. <= step_ratio(task, 3) < 6.
-    assert len(made) == 2 and {t.device.type for m in made for t in (*m.parameters(), *m.buffers())} == {'meta'}
-    torch.testing.assert_close(task.get_checkpoint_state(), before, rtol=0, atol=0)
-    assert all(p.grad is None for p in task.parameters()) and task.progress.epochs is None
-
-
-def test_the_cost_of_a_teacher_that_looks_at_values_is_counted_with_values():
-    class Looks(timm.models.ResNet):
-        def forward(self, x):
-            return super().forward(x) * (2. if float(x.detach().sum()) > 1e9 else 1.)
-
-    known = timm.create_model('test_resnet', num_classes=4)
-    known.__class__ = Looks
-    task = sf_teacher.wrap(known, timm.create_model('test_resnet', num_classes=4), input_size=(3, 16, 16))
-    with pytest.raises(RuntimeError):
-        _counted(_on_meta(task), 3)
-    assert step_ratio(task, 3) == pytest.approx(step_ratio(runs.task('teacher'), 3))
 
 
 def test_without_matplotlib_that_is_said(tmp_path, monkeypatch, caplog):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from ..task import StudentFriendlyTask
+from .task import StudentFriendlyTask
 
 
 def flop_counter() -> FlopCounterMode:
