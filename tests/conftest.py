@@ -22,6 +22,13 @@ def seeded():
     assert os.getcwd() == before
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Runs in this process end without their curves, which cost more than the training, unless a test is marked."""
+    if request.node.get_closest_marker('curves') is None:
+        monkeypatch.setattr('sf_teacher.training.loop.draw_curves', lambda rows, folder: None)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Exports are checked in this process."""

@@ -15,6 +15,7 @@ from sf_teacher.training import TrainConfig
 
 Spec = dict[str, Any]
 STANDARD, ALONE = 'standard', 'alone'
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,15 @@ class Run:
         """Of the settings alone: the same work has the same key whatever the protocol calls it."""
         text = json.dumps([self.kind, self.seed, self.settings], sort_keys=True)
         return f'{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}'
+
+
+def path_of(name: str) -> Path:
+    """The file of a protocol that is beside this one, or a YAML file of its own."""
+    path = Path(name)
+    path = path if path.suffix else HERE / f'{path}.yaml'
+    if not path.is_file():
+        raise SystemExit(f'there is no {path}; there are {", ".join(sorted(p.stem for p in HERE.glob("*.yaml")))}')
+    return path
 
 
 def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Protocol:

@@ -20,11 +20,12 @@ from beside import machine
 from chosen import results_of
 from images import divided, load
 from plan import Result, student_runs, teacher_run
-from protocol import Arm, Protocol, read, student_train
+from protocol import Arm, Protocol, path_of, read, student_train
 from torchvision.transforms.functional import to_pil_image
 
 from sf_teacher.analysis.report import report, table
 from sf_teacher.data.settings import NO_SPLIT, DataConfig
+from sf_teacher.errors import SFTeacherError
 from sf_teacher.files import write_atomically
 from sf_teacher.training.settings import ReportRun
 
@@ -90,8 +91,12 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS, help='JSON files of finished runs')
     parser.add_argument('--budget', default='20m', help="the advisor's")
     args = parser.parse_args()
-    path = HERE / f'{args.protocol}.yaml' if Path(args.protocol).suffix != '.yaml' else Path(args.protocol)
+    path = path_of(args.protocol)
     protocol = read(path)
+    if not protocol.temperatures:
+        parser.error(f'{path.stem} tries no temperatures, which the advisor does')
+    if args.pair not in (None, *protocol.pairs):
+        parser.error(f'{path.stem} has no pair {args.pair!r}; it has {", ".join(map(repr, protocol.pairs))}')
     pair, seed = args.pair or next(iter(protocol.pairs)), protocol.selection_seeds[0]
     students, spec = known(protocol, args.results, pair, seed), dict(protocol.pairs[pair].student)
     if not students:
@@ -99,8 +104,11 @@ def main() -> None:
                      f'them by run.py {path.stem}')
     folders = {str(args.work / teacher_run(protocol, pair, name, seed).key / 'teacher'): name for name in students}
     output = args.work / f'{ADVISOR}-{path.stem}-{args.budget}'
-    write_images(load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size), protocol,
-                 output / 'images')
+    try:
+        images = load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size)
+    except SFTeacherError as error:
+        parser.error(str(error))
+    write_images(images, protocol, output / 'images')
     found = report(ReportRun(
         teachers=tuple(folders), output=str(output), data=str(output / 'images'), train_split=NO_SPLIT,
         unlabelled=str(output / 'images' / 'train'), in_memory=True, input_size=(3, protocol.size, protocol.size),

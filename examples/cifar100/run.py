@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from images import load
-from protocol import read
+from protocol import path_of, read
 from scheduler import Stage, schedule, stages_of
 
 from sf_teacher.data.settings import DataConfig
@@ -45,11 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     stages: list[Stage] = []
     for name in args.protocol:
-        path = Path(name)
-        path = path if path.suffix else HERE / f'{path}.yaml'
-        if not path.is_file():
-            parser.error(f'there is no {path}; there are {", ".join(sorted(p.stem for p in HERE.glob("*.yaml")))}')
-        stages += stages_of(path, args.arms, args.seeds, read)
+        stages += stages_of(path_of(name), args.arms, args.seeds, read)
     source = DataConfig(data=args.data, val_split='test', **(
         dict(dataset='torch/cifar100', dataset_download=True) if args.download else {}))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # ends the other processes too

@@ -2,6 +2,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -389,6 +390,19 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
             f'{max(full.values()) - full[temperature]:.2f} of 2 candidates' in printed
     images = tiny / 'chosen' / 'advisor-two-2h' / 'images'
     assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['--protocol', 'fewlabels'], r'there is no .*fewlabels.yaml; there are all_images, '),
+    (['--protocol', 'cpu'], 'cpu tries no temperatures'),
+    (['--pair', 'resnet50'], r"few_labels has no pair 'resnet50'; it has 'resnet10t \(half width\) -> "),
+    (['--results', 'nowhere'], 'no teacher of seed 100 has students of every temperature in nowhere: make them'),
+    (['--data', 'nowhere'], 'nowhere')])
+def test_regret_says_what_is_missing_before_anything_is_piloted(modules, args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['regret.py', '--work', str(tmp_path), *args])
+    with pytest.raises(SystemExit) as stopped:
+        modules['regret'].main()
+    assert re.search(message, f'{stopped.value} {capsys.readouterr().err}') and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

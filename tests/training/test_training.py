@@ -279,6 +279,7 @@ def test_progress_is_plain_lines_outside_of_a_terminal_and_a_bar_in_one(capsys, 
     assert 'epoch 1/3  5/10  loss 1.5' in text and 'a line [that stays]' in text
 
 
+@pytest.mark.curves
 def test_a_header_says_what_will_be_done_and_curves_what_was(tmp_path, caplog):
     data = runs.folder(tmp_path / 'data')
     caplog.set_level(logging.INFO)
@@ -297,6 +298,7 @@ def test_a_header_says_what_will_be_done_and_curves_what_was(tmp_path, caplog):
     assert read_yaml(tmp_path / 'run/config.yaml')['threads'] == 1
 
 
+@pytest.mark.curves
 def test_without_matplotlib_that_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     caplog.set_level(logging.INFO)
