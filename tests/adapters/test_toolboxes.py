@@ -16,7 +16,8 @@ from torch import nn
 from sf_teacher import SFTeacherError, StudentFriendlyTask
 from sf_teacher.exporting.exporter import export
 
-from .torchdistill_runs import SIZE, jitter, quick_check
+from ..helpers import jitter, quick_check
+from .torchdistill_runs import SIZE
 
 ROOT = Path(__file__).parents[2]
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

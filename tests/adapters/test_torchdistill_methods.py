@@ -10,7 +10,8 @@ import sf_teacher
 from sf_teacher import SFTeacherError
 from sf_teacher.methods import METHODS
 
-from .torchdistill_runs import SIZE, batches, box_losses, export_teacher, quick_check, teacher_stage
+from ..helpers import quick_check
+from .torchdistill_runs import SIZE, batches, box_losses, export_teacher, teacher_stage
 
 CPU = torch.device('cpu')
 OPTIONS = {'mcmi': {'cmi_weight': 0.2}, 'aid': {'temperature': 2.}, 'lot': {'kl_weight': 1.},

@@ -14,7 +14,8 @@ from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.torchvision_format import is_same, relation, shared_names, to_torchvision
 from sf_teacher.exporting.torchvision_names import MAPPED, SAME
 
-from .torchdistill_runs import HALF, SIZE, jitter, quick_check
+from ..helpers import jitter
+from .torchdistill_runs import HALF, SIZE
 
 
 @pytest.mark.parametrize(('name', 'expected'), [
@@ -42,11 +43,6 @@ def test_keys_and_shapes_of_all_shared_names():
 def model(name, **kwargs):
     torch.manual_seed(0)
     return jitter(timm.create_model(name, num_classes=10, **kwargs))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    quick_check(monkeypatch)
 
 
 def blocks(folder):

@@ -7,11 +7,15 @@ from pathlib import Path
 import timm
 import torch
 from torch.utils.data import TensorDataset
+from torchdistill.core.distillation import get_distillation_box
+from torchdistill.core.training import get_training_box
 
-from sf_teacher.exporting import reload
 from sf_teacher.exporting.exporter import export
 
+from ..helpers import jitter
+
 EXAMPLES = Path(__file__).parents[2] / 'examples' / 'torchdistill'
+CPU = torch.device('cpu')
 SIZE, HALF = (3, 32, 32), (0.5, 0.5, 0.5)
 
 
@@ -25,24 +29,6 @@ def load_script(name):
 def run_script(monkeypatch, name, *args):
     monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
     load_script(name).main()
-
-
-def quick_check(monkeypatch):
-    """Check exports in this process: a fresh one costs seconds, and the tests of export pay for it."""
-    def run(folder, tolerance, factory=None, threads=None):
-        return reload.report(folder, tolerance, factory)
-    monkeypatch.setattr('sf_teacher.exporting.exporter.run_check', run)
-
-
-def jitter(model, seed=1):
-    """Weights and running statistics that are not those of an initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                noise = 0.02 * torch.randn(tensor.shape, generator=generator)
-                tensor += noise.abs() if name.endswith('running_var') else noise
-    return model
 
 
 def export_teacher(arch, folder, num_classes=10, **kwargs):
@@ -115,3 +101,37 @@ def teacher_stage(num_epochs=1, hooks=('branch_output',), loss=None, name='SFTN'
 def environment():
     """For subprocesses."""
     return {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
+
+
+def models(teacher='test_resnet', student='test_efficientnet'):
+    torch.manual_seed(0)
+    return (timm.create_model(teacher, num_classes=10), timm.create_model(student, num_classes=10))
+
+
+def distillation_box(train, teacher=None, student=None, distributed=False, data=None):
+    made = models()
+    data = {'train': data or batches()}
+    if distributed:
+        train['train_data_loader']['sampler']['kwargs'] = {'shuffle': False}
+    return get_distillation_box(teacher or made[0], student or made[1], data, train, CPU, None, distributed, 1)
+
+
+def kd_stage(**teacher):
+    return {
+        'num_epochs': 1,
+        'train_data_loader': loader_config('train'),
+        'teacher': {'forward_proc': 'forward_batch_only', 'requires_grad': False, **teacher},
+        'student': {'forward_proc': 'forward_batch_only', 'requires_grad': True},
+        'optimizer': sgd(),
+        'criterion': kd(),
+    }
+
+
+def training_box(model, distributed=False, **wrapper):
+    """Way (B)."""
+    stage = teacher_stage(loss={'is_from_teacher': False, **wrapper.pop('loss', {})}, **wrapper)
+    stage['model'] = stage.pop('teacher')
+    stage.pop('student')
+    if distributed:
+        stage['train_data_loader']['sampler']['kwargs'] = {'shuffle': False}
+    return get_training_box(model, {'train': batches()}, stage, CPU, None, distributed, 1)

@@ -19,7 +19,7 @@ from sf_teacher.methods.base import Context
 from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.validation import option
 
-from ..adapters.torchdistill_runs import quick_check
+from ..helpers import quick_check
 from ..split.family_checks import check_step
 
 SIZE = (3, 64, 64)

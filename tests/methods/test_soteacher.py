@@ -165,7 +165,7 @@ def test_mixup_is_refused_before_the_first_step():
 
 
 def test_the_command_line_trains_and_exports_it(tmp_path, monkeypatch):
-    from ..adapters.torchdistill_runs import quick_check
+    from ..helpers import quick_check
     quick_check(monkeypatch)
     torch.set_num_threads(1)
     main(['train', 'test_resnet', '--method', 'soteacher', '--method-kwargs', 'lip_weight=1e-4', '--data', 'digits',

@@ -13,7 +13,7 @@ from sf_teacher.data.settings import DataConfig
 from sf_teacher.exporting.exporter import export
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.settings import ReportRun, StudentRun, TeacherRun
-from tests.adapters.torchdistill_runs import quick_check
+from tests.helpers import quick_check
 
 from . import training_runs as runs
 
