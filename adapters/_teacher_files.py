@@ -25,30 +25,32 @@ class BranchCheckpoint:
     def __init__(self, path: str, whose: str) -> None:
         self.path, self.whose = path, whose
 
-    def save(self, branches: Any, epoch: int) -> None:
-        """Write the branches after so many epochs."""
+    def save(self, branches: Any, epoch: int, step: int) -> None:
+        """Write the branches after so many epochs and steps; a kill meanwhile leaves those of the epoch before."""
         make_parent_dirs(self.path)
         state = {} if branches is None else branches.state_dict()
-        torch.save({'model': state, 'memory': getattr(branches, 'memory', {}), 'epoch': epoch}, self.path)
+        torch.save({'model': state, 'memory': getattr(branches, 'memory', {}), 'epoch': epoch, 'step': step},
+                   f'{self.path}.tmp')
+        os.replace(f'{self.path}.tmp', self.path)
 
-    def load(self, branches: Any, num_epochs: int | None) -> int:
+    def load(self, branches: Any, num_epochs: int | None) -> tuple[int, int]:
         """Read what is there into the branches.
 
         Returns:
-            The epochs that they were trained for; 0 if there is no file.
+            The epochs and the steps that they were trained for; 0 if there is no file.
 
         Raises:
             SFTeacherError: The file holds other branches, or these have had all of `num_epochs`.
         """
         if not os.path.isfile(self.path):
-            return 0
+            return 0, 0
         try:
             state = torch.load(self.path, map_location='cpu', weights_only=True)
             if branches is not None:
                 branches.load_state_dict(state['model'])
                 if state.get('memory'):
                     branches.memory = state['memory']
-            epoch: int = state['epoch']
+            epoch, step = int(state['epoch']), int(state['step'])
         except Exception as error:
             raise SFTeacherError(
                 f'{self.whose}, `ckpt_file_path`: {self.path} does not hold the branches of this teacher and '
@@ -59,7 +61,7 @@ class BranchCheckpoint:
                 f'num_epochs={num_epochs}. Delete the file to start anew, or name another.')
         logger.warning(f'Resuming the branches of {self.path} after epoch {epoch}: for a new run, with another '
                        f'teacher or seed, delete the file or name another')
-        return epoch
+        return epoch, step
 
 
 class TeacherExport:

@@ -142,8 +142,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
                     'students': task.student_names}
         self._export = TeacherExport(export, task, metadata, best_ckpt, num_epochs, whose) if export else None
         self._checkpoint = BranchCheckpoint(ckpt_file_path, whose) if ckpt_file_path is not None else None
-        self._epoch = self._checkpoint.load(self.branches, num_epochs) if self._checkpoint else 0
-        self._steps = 0
+        self._epoch, self._steps = self._checkpoint.load(self.branches, num_epochs) if self._checkpoint else (0, 0)
         self._begin_epoch()
         self.train()
 
@@ -189,7 +188,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
             self.eval()
         if is_main_process():
             if self._checkpoint is not None:
-                self._checkpoint.save(self.branches, self._epoch)
+                self._checkpoint.save(self.branches, self._epoch, self._steps)
             if self._export is not None:
                 self._export.after_epoch(self.teacher, self._epoch)
         self._begin_epoch()     # the next one, on every process

@@ -23,13 +23,14 @@ class TestLabelNames:
     NAMES = ('bus', 'cat', 'dog')
 
     @pytest.fixture(scope='class')
-    def folder(self, tmp_path_factory):
+    @classmethod
+    def folder(cls, tmp_path_factory):
         with pytest.MonkeyPatch.context() as monkeypatch:
             quick_check(monkeypatch)
             torch.manual_seed(0)
             model = jitter(timm.create_model('resnet18', num_classes=3))
             return sf_teacher.export(model, tmp_path_factory.mktemp('named') / 'teacher', input_size=SIZE,
-                                     class_names=self.NAMES)
+                                     class_names=cls.NAMES)
 
     @pytest.mark.parametrize('key', ['sf_teacher.timm_teacher', 'sf_teacher.torchvision_teacher'])
     def test_names_as_a_list_a_file_or_an_image_folder(self, folder, tmp_path, key):

@@ -112,6 +112,26 @@ class TestTeacherTraining:
         with pytest.raises(SFTeacherError, match=r'have been trained for all of num_epochs=2. Delete the file'):
             made()
 
+    def test_a_resumed_run_draws_the_branches_that_come_next(self, tmp_path):
+        def made():
+            return adapter.Teacher4SFTN(CPU, students='test_efficientnet', student_model=models()[0], num_epochs=2,
+                                        ckpt_file_path=str(tmp_path / 'branches.pt'), method={'sample_branch': True})
+
+        def drawn(wrapper, steps=2):
+            hooked = []
+            handle = wrapper.branch_output.register_forward_hook(lambda module, args, out: hooked.append(args[0]))
+            for _ in range(steps):
+                wrapper(torch.randn(2, *SIZE))
+                wrapper.secondary_forward()
+            handle.remove()
+            return [list(given['step'].output.logits) for given in hooked]
+
+        wrapper = made()
+        begun = drawn(wrapper)
+        wrapper.post_epoch_process()
+        assert drawn(made()) == drawn(wrapper) != begun
+        assert sorted(tmp_path.iterdir()) == [tmp_path / 'branches.pt']
+
     def test_frozen_modules_stay(self):
         teacher, _ = models()
         before = {k: v.clone() for k, v in teacher.named_parameters()}
