@@ -1,13 +1,11 @@
 """What torchdistill's examples/torchvision/image_classification.py does with a config, call by call, on the CPU.
 
 The script itself is not installed with the package and starts NCCL on GPUs; here are the same calls of torchdistill's
-API in the same order and with the same objects, under gloo. `python -m tests.adapters.script_flow CONFIG [-test_only]`
-in each of two processes, with RANK, WORLD_SIZE and STORE in the environment.
+API in the same order and with the same objects, for each of two processes under gloo.
 """
 import argparse
 import json
 import os
-import sys
 
 import torch
 from torch import distributed
@@ -64,12 +62,11 @@ def train(teacher, student, config, models):
     return saved
 
 
-def main(path, test_only):
-    distributed.init_process_group('gloo', init_method=f'file://{os.environ["STORE"]}',
-                                   rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE']))
-    torch.set_num_threads(1)
+def run(work, config, test_only, report):
+    """What one process does in the folder `work`; it writes what it found to `report` with its rank."""
+    os.chdir(work)
     main_util.set_seed(0)
-    config = yaml_util.load_yaml_file(path)
+    config = yaml_util.load_yaml_file(config)
     main_util.import_dependencies(config.get('dependencies'))
     models = config['models']
     teacher = load_model(models['teacher_model']) if 'teacher_model' in models else None
@@ -82,11 +79,4 @@ def main(path, test_only):
     result = {'saved': saved, 'student': evaluate(student, loader),
               'teacher': None if teacher is None else evaluate(teacher, loader)}
     sums = [sum(p.double().sum().item() for p in m.parameters()) for m in (teacher, student) if m is not None]
-    sys.stdout.write(json.dumps({**result, 'sums': sums}) + '\n')
-    sys.stdout.flush()
-    distributed.barrier()
-    os._exit(0)     # gloo's threads can abort the interpreter's own exit
-
-
-if __name__ == '__main__':
-    main(sys.argv[1], '-test_only' in sys.argv)
+    report.with_suffix(f'.{distributed.get_rank()}').write_text(json.dumps({**result, 'sums': sums}))

@@ -11,7 +11,8 @@ from torch import nn
 
 from sf_teacher import SFTeacherError
 
-from .script_flow import file_util
+from ..helpers import on_two_ranks
+from .script_flow import file_util, run
 from .torchdistill_runs import EXAMPLES, environment, run_script
 
 TWO_STAGES, ALONE = 'digits/sftn/test_efficientnet_from_test_resnet.yaml', 'digits/sftn/test_resnet.yaml'
@@ -26,27 +27,21 @@ def work(tmp_path_factory):
     return path
 
 
-def two_processes(work, config, *args):
+def two_processes(folder, work, config, test_only=False):
     """What each of them reports."""
-    store = work / 'store'
-    store.unlink(missing_ok=True)
-    command = [sys.executable, '-m', 'tests.adapters.script_flow', str(EXAMPLES / config), *args]
-    paths = {'PYTHONPATH': str(EXAMPLES.parents[1]), 'STORE': str(store), 'WORLD_SIZE': '2'}
-    ranks = [subprocess.Popen(command, cwd=work, env=environment() | paths | {'RANK': str(rank)}, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in (0, 1)]
-    done = [rank.communicate(timeout=400) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], done[0][1][-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in done]
+    folder.mkdir()
+    on_two_ranks(folder, run, work, str(EXAMPLES / config), test_only, folder / 'report')
+    return [json.loads((folder / f'report.{rank}').read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('config', 'folder', 'epochs'), [
     (TWO_STAGES, 'test_resnet-two_stages', range(4, 8)), (ALONE, 'test_resnet-sft', range(4))])
-def test_the_scripts_flow_and_its_test_only(work, config, folder, epochs):
-    first, second = two_processes(work, config)
+def test_the_scripts_flow_and_its_test_only(work, tmp_path, config, folder, epochs):
+    first, second = two_processes(tmp_path / 'train', work, config)
     assert first == second      # teacher and student agree on both ranks
     assert first['saved'] and set(first['saved']) <= set(epochs)    # no checkpoint of a student that waits
-    tested, _ = two_processes(work, config, '-test_only')
+    tested, _ = two_processes(tmp_path / 'test', work, config, test_only=True)
     assert {**tested, 'saved': first['saved']} == first
     exported = timm.create_model(f'local-dir:{work}/exported/digits/{folder}', pretrained=True)
     total = sum(p.double().sum().item() for p in exported.parameters())
