@@ -13,7 +13,6 @@ from timm.layers import freeze_batch_norm_2d
 from timm.task import TrainingTask
 
 from sf_teacher import SFTeacherError, training
-from sf_teacher.training import loop
 
 from . import training_runs as runs
 
@@ -35,7 +34,6 @@ def work(rank, world, output, kind, batch_size, fail, dropout, **settings):
     os.dup2(os.open(f'{output}-{rank}.log', os.O_WRONLY | os.O_CREAT), 2)
     if world > 1:
         dist.init_process_group('gloo', init_method=f'file://{output}.store', rank=rank, world_size=world)
-    loop.draw_curves = lambda rows, folder: None
     task = frozen_norm_task(kind, dropout)
     train, evaluation = runs.loaders(batch_size, rank=rank, world_size=world, hflip=0.5,
                                      with_index=runs.needs_index(kind))
