@@ -66,7 +66,8 @@ def test_the_picture_is_there_for_light_and_for_dark():
 
 @pytest.mark.parametrize(('begins', 'protocol', 'verdicts'), [
     ('**Few labels, many images without: a gain.**', 'few_labels',
-     [r'\| SFTN \|.*\] gain;', r'only \(kl_weight 0\) \|.*\] gain \|', r'compute \|.*\] no gain \|']),
+     [r'-> test_resnet[^>]*\n\| SFTN \|.*\] gain;', r'branch test_resnet\*\*[^>]*\n\| SFTN \|.*\] gain;',
+      r'only \(kl_weight 0\) \|.*\] gain \|', r'compute \|.*\] no gain \|']),
     ('**Labels for all images: none.**', 'cpu', [r'\| SFTN \|.*\] no gain \|']),
 ])
 def test_the_numbers_it_quotes_are_those_of_the_table_of_results(begins, protocol, verdicts):
