@@ -5,13 +5,14 @@
 The candidates are the teachers of the selection seed whose students of every temperature are done (`run.py few_labels`
 made them; their weights are in WORK). The advisor sees the students' images without labels and the held-out images,
 and pilots within its budget. Its regret is the test accuracy of the full-length student of the best candidate, less
-that of the candidate that it recommends, or that leads in its pilots. Each budget is a JSON file in results/advisor/;
-`results.py` shows them.
+that of the candidate that it recommends, or that leads in its pilots. Each pair and budget is a JSON file in
+results/advisor/; `results.py` shows them.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def shown() -> str:
     head = ('protocol, pair', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'recommended', 'its student, %',
             'regret', 'led in the pilots', 'its student, %', 'regret', 'best candidate', 'its student, %', 'worst, %')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    for r in sorted(found, key=lambda r: (r['protocol'], r['seconds'])):
+    for r in sorted(found, key=lambda r: (r['protocol'], r['pair'], r['seconds'])):
         full = {(arm, t): top1 for arm, t, top1 in r['candidates']}
         best = max(full, key=full.__getitem__)
         cells = [f'{r["protocol"]}, {r["pair"]}', r['budget'], f'{r["seconds"] / 60:.1f}', str(r['epochs']),
@@ -103,7 +104,8 @@ def main() -> None:
         parser.error(f'{pair}: no teacher of seed {seed} has students of every temperature in {args.results}: make '
                      f'them by run.py {path.stem}')
     folders = {str(args.work / teacher_run(protocol, pair, name, seed).key / 'teacher'): name for name in students}
-    output = args.work / f'{ADVISOR}-{path.stem}-{args.budget}'
+    named = f'{path.stem}-{"-".join(re.findall("[a-z0-9_]+", pair))}-{args.budget}'
+    output = args.work / f'{ADVISOR}-{named}'
     try:
         images = load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size)
     except SFTeacherError as error:
@@ -125,8 +127,8 @@ def main() -> None:
         'seconds': round(taken['seconds'], 1), **chosen, 'candidates': candidates, 'text': taken['text'],
         'machine': machine(torch.device('cpu'))}
     (args.results / ADVISOR).mkdir(parents=True, exist_ok=True)
-    write_atomically(args.results / ADVISOR / f'{path.stem}-{args.budget}.json',
-                     lambda file: file.write((json.dumps(result, indent=1) + '\n').encode()))
+    text = json.dumps(result, indent=1) + '\n'
+    write_atomically(args.results / ADVISOR / f'{named}.json', lambda file: file.write(text.encode()))
     for name, regret in regrets(result).items():
         arm, t = result[name]
         print(f'{name}: {arm} at T = {t:g}, regret {regret:.2f} of {len(candidates)} candidates')

@@ -379,7 +379,7 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
     monkeypatch.setattr(sys, 'argv', ['regret.py', '--protocol', str(tiny / 'two.yaml'), '--data', str(tiny / 'data'),
                                       '--work', str(tiny / 'chosen'), '--results', str(results), '--budget', '2h'])
     modules['regret'].main()
-    found = json.loads((results / 'advisor' / 'two-2h.json').read_text())
+    found = json.loads((results / 'advisor' / 'two-by-name-2h.json').read_text())
     full = {r['settings']['kd']['temperature']: r['top1'] for r in chosen.values()
             if r['kind'] == 'student' and r['seed'] == 100 and r['arm'] == 'standard'}
     assert {t: top1 for _, t, top1 in found['candidates']} == full and found['epochs'] == 2
@@ -388,7 +388,7 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
         arm, temperature = found[name]
         assert arm == 'standard' and f'{name}: standard at T = {temperature:g}, regret ' \
             f'{max(full.values()) - full[temperature]:.2f} of 2 candidates' in printed
-    images = tiny / 'chosen' / 'advisor-two-2h' / 'images'
+    images = tiny / 'chosen' / 'advisor-two-by-name-2h' / 'images'
     assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
 
 
