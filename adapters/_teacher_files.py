@@ -1,6 +1,7 @@
 """What a teacher that is trained inside torchdistill writes: its branches, to resume, and its exported folder."""
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torchdistill.common.file_util import make_parent_dirs
 
 import sf_teacher
 from sf_teacher import SFTeacherError
+from sf_teacher.files import write_atomically
 
 logger = def_logger.getChild(__name__)
 
@@ -29,9 +31,8 @@ class BranchCheckpoint:
         """Write the branches after so many epochs and steps; a kill meanwhile leaves those of the epoch before."""
         make_parent_dirs(self.path)
         state = {} if branches is None else branches.state_dict()
-        torch.save({'model': state, 'memory': getattr(branches, 'memory', {}), 'epoch': epoch, 'step': step},
-                   f'{self.path}.tmp')
-        os.replace(f'{self.path}.tmp', self.path)
+        whole = {'model': state, 'memory': getattr(branches, 'memory', {}), 'epoch': epoch, 'step': step}
+        write_atomically(Path(self.path), lambda file: torch.save(whole, file))
 
     def load(self, branches: Any, num_epochs: int | None) -> tuple[int, int]:
         """Read what is there into the branches.
@@ -40,7 +41,8 @@ class BranchCheckpoint:
             The epochs and the steps that they were trained for; 0 if there is no file.
 
         Raises:
-            SFTeacherError: The file holds other branches, or these have had all of `num_epochs`.
+            SFTeacherError: The file holds other branches, or is of an earlier version, or these have had all of
+                `num_epochs`.
         """
         if not os.path.isfile(self.path):
             return 0, 0
@@ -50,11 +52,15 @@ class BranchCheckpoint:
                 branches.load_state_dict(state['model'])
                 if state.get('memory'):
                     branches.memory = state['memory']
-            epoch, step = int(state['epoch']), int(state['step'])
+            epoch, step = int(state['epoch']), int(state.get('step', -1))
         except Exception as error:
             raise SFTeacherError(
                 f'{self.whose}, `ckpt_file_path`: {self.path} does not hold the branches of this teacher and '
                 f'method ({error}). Delete the file to start anew, or name another.') from error
+        if step < 0:
+            raise SFTeacherError(
+                f'{self.whose}, `ckpt_file_path`: {self.path} is of an earlier version, which did not keep the step to '
+                f'go on from. Delete the file to start anew, or name another.')
         if num_epochs is not None and epoch >= num_epochs:
             raise SFTeacherError(
                 f'{self.whose}, `ckpt_file_path`: the branches in {self.path} have been trained for all of '

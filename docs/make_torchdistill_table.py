@@ -30,7 +30,7 @@ from torchdistill.models.registry import get_model
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import sf_teacher
-from tests.adapters.torchdistill_runs import jitter, quick_check
+from tests.helpers import jitter, quick_check
 
 FILE = Path(__file__).resolve().parent / 'toolboxes' / 'torchdistill_configs.md'
 SIZES = {'inception_v3': 299}       # and where a config depends on it; 64 otherwise

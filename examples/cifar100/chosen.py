@@ -145,8 +145,8 @@ unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. A
 choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by students of the selection seeds on
 {protocol.validation} held-out training images of each class; the seeds that are reported are others, the same for
 every arm. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
-teachers. "With images" is the interval for other teachers and other images of these classes (their variances added); it
-decides. The validation images chose the temperatures, with other teachers, so the gain on them only stands beside it. ±
-is the standard deviation over teachers, for the validation images over students.
+teachers. "With images" is the interval for other teachers and other images of these classes (their variances added);
+the wider of the two decides. The validation images chose the temperatures, with other teachers, so the gain on them
+only stands beside it. ± is the standard deviation over teachers, for the validation images over students.
 
 ''' + '\n\n'.join(parts) + '\n'

@@ -75,7 +75,7 @@ def verdict(values: Sequence[float], of: str = 'seed', wide: float | None = None
     Args:
         values: Paired differences.
         of: What there is one value for each of.
-        wide: Half-width of a wider interval, which then decides.
+        wide: Half-width of another interval; the wider of the two decides.
     """
     if not values:
         return '-'

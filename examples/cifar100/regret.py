@@ -24,6 +24,7 @@ from plan import Result, student_runs, teacher_run
 from protocol import Arm, Protocol, path_of, read, student_train
 from torchvision.transforms.functional import to_pil_image
 
+from sf_teacher.analysis.halving import seconds
 from sf_teacher.analysis.report import report, table
 from sf_teacher.data.settings import NO_SPLIT, DataConfig
 from sf_teacher.errors import SFTeacherError
@@ -104,19 +105,23 @@ def main() -> None:
         parser.error(f'{pair}: no teacher of seed {seed} has students of every temperature in {args.results}: make '
                      f'them by run.py {path.stem}')
     folders = {str(args.work / teacher_run(protocol, pair, name, seed).key / 'teacher'): name for name in students}
-    named = f'{path.stem}-{"-".join(re.findall("[a-z0-9_]+", pair))}-{args.budget}'
+    if missing := [name for folder, name in folders.items() if not Path(folder).is_dir()]:
+        parser.error(f'the weights of {", ".join(missing)} of seed {seed} are not in {args.work}: give the --work of '
+                     f'run.py, or train them again with a --results of its own')
+    named = '-'.join([path.stem, *re.findall(r'\w+', pair), args.budget])
     output = args.work / f'{ADVISOR}-{named}'
     try:
+        seconds(args.budget)
         images = load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size)
+        write_images(images, protocol, output / 'images')
+        found = report(ReportRun(
+            teachers=tuple(folders), output=str(output), data=str(output / 'images'), train_split=NO_SPLIT,
+            unlabelled=str(output / 'images' / 'train'), in_memory=True, input_size=(3, protocol.size, protocol.size),
+            student=spec.pop('name'), model_kwargs=spec, batch_size=protocol.batch_size, budget=args.budget,
+            temperatures=tuple(map(float, protocol.temperatures)), **protocol.kd,
+            **student_train(protocol, protocol.pairs[pair], Arm())))
     except SFTeacherError as error:
         parser.error(str(error))
-    write_images(images, protocol, output / 'images')
-    found = report(ReportRun(
-        teachers=tuple(folders), output=str(output), data=str(output / 'images'), train_split=NO_SPLIT,
-        unlabelled=str(output / 'images' / 'train'), in_memory=True, input_size=(3, protocol.size, protocol.size),
-        student=spec.pop('name'), model_kwargs=spec, batch_size=protocol.batch_size, budget=args.budget,
-        temperatures=tuple(map(float, protocol.temperatures)), **protocol.kd,
-        **student_train(protocol, protocol.pairs[pair], Arm())))
     print(table(found))
     taken = found['recommendation']
     chosen = {'recommended': [folders[taken['teacher']], taken['temperature']],

@@ -12,12 +12,11 @@ from sf_teacher.adapters import torchdistill as adapter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchdistill.common.module_util import check_if_wrapped
-from torchdistill.core.training import get_training_box
 
 import sf_teacher
 from sf_teacher import SFTeacherError
 
-from ..helpers import assert_ranks_agree, jitter, on_two_ranks
+from ..helpers import assert_ranks_agree, on_two_ranks
 from .torchdistill_runs import (
     CPU,
     SIZE,
@@ -28,7 +27,6 @@ from .torchdistill_runs import (
     models,
     teacher_stage,
     training_box,
-    weighted,
 )
 
 
@@ -131,6 +129,25 @@ class TestTeacherTraining:
         wrapper.post_epoch_process()
         assert drawn(made()) == drawn(wrapper) != begun
         assert sorted(tmp_path.iterdir()) == [tmp_path / 'branches.pt']
+
+    def test_a_write_that_fails_leaves_the_branches_of_the_epoch_before(self, tmp_path, monkeypatch):
+        def half(state, file):
+            file.write(b'half')
+            raise OSError('No space left on device')
+
+        path = tmp_path / 'branches.pt'
+        wrapper = adapter.Teacher4SFTN(CPU, students='test_efficientnet', student_model=models()[0],
+                                       ckpt_file_path=str(path))
+        wrapper.post_epoch_process()
+        before = path.read_bytes()
+        with monkeypatch.context() as full, pytest.raises(SFTeacherError, match='No space left on device'):
+            full.setattr(torch, 'save', half)
+            wrapper.post_epoch_process()
+        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+        state = torch.load(path, weights_only=True)
+        torch.save({name: value for name, value in state.items() if name != 'step'}, path)
+        with pytest.raises(SFTeacherError, match=r'branches.pt is of an earlier version.*the step.*Delete the file'):
+            adapter.Teacher4SFTN(CPU, students='test_efficientnet', student_model=models()[0], ckpt_file_path=str(path))
 
     def test_frozen_modules_stay(self):
         teacher, _ = models()
@@ -257,38 +274,3 @@ def train_on_a_rank():
 def test_distributed_data_parallel(tmp_path):
     """Two processes, different data, a frozen module: torchdistill's DDP wrapping keeps teacher and branches equal."""
     on_two_ranks(tmp_path, train_on_a_rank)
-
-
-def stage_of(method, **wrapper):
-    """The teacher's stage with another method."""
-    stage = teacher_stage(**wrapper)
-    stage['teacher']['auxiliary_model_wrapper']['key'] = f'Teacher4{method}'
-    stage['criterion'] = weighted(f'{method}Loss')
-    return stage
-
-
-class TestOtherMethods:
-    """Both boxes with the methods that have no branches or take a trained student."""
-
-    @pytest.mark.parametrize(('method', 'students'), [
-        ('MCMI', None), ('LoT', 'test_efficientnet'), ('AID', 'exported')])
-    def test_both_boxes(self, exported, method, students):
-        students = f'local-dir:{exported}/test_resnet' if students == 'exported' else students
-        losses = []
-        for alone in (False, True):
-            stage, model = stage_of(method, students=students), jitter(models()[0])
-            if alone:
-                stage['model'] = stage.pop('teacher')
-                stage.pop('student')
-                stage['criterion']['kwargs']['sub_terms']['term']['criterion']['kwargs'] = {'is_from_teacher': False}
-                box = get_training_box(model, {'train': batches()}, stage, CPU, None, False, 1)
-            else:
-                box = distillation_box(stage, model)
-            before = {k: v.clone() for k, v in model.named_parameters()}
-            losses.append(box_losses(box))
-            assert any(not torch.equal(v, before[k]) for k, v in model.named_parameters())
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5) and all(map(math.isfinite, losses[0]))
-
-    def test_a_method_that_needs_the_images_numbers_is_refused(self):
-        with pytest.raises(SFTeacherError, match=r'Teacher4SoTeacher: SoTeacher needs to know which images of the'):
-            distillation_box(stage_of('SoTeacher', students=None))

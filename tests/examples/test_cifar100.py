@@ -397,12 +397,17 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
     (['--protocol', 'cpu'], 'cpu tries no temperatures'),
     (['--pair', 'resnet50'], r"few_labels has no pair 'resnet50'; it has 'resnet10t \(half width\) -> "),
     (['--results', 'nowhere'], 'no teacher of seed 100 has students of every temperature in nowhere: make them'),
+    ([], r'the weights of standard, SFTN.* of seed 100 are not in .*: give the --work of run.py'),
+    (['--budget', 'soon'], r'`?budget.*must be a time such as 90s, 20m or 2h'),
     (['--data', 'nowhere'], 'nowhere')])
 def test_regret_says_what_is_missing_before_anything_is_piloted(modules, args, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['regret.py', '--work', str(tmp_path), *args])
+    module, work = modules['regret'], tmp_path / 'work'
+    if args and args[0] in ('--budget', '--data'):
+        monkeypatch.setattr(module.Path, 'is_dir', lambda path: True)
+    monkeypatch.setattr(sys, 'argv', ['regret.py', '--work', str(work), *args])
     with pytest.raises(SystemExit) as stopped:
-        modules['regret'].main()
-    assert re.search(message, f'{stopped.value} {capsys.readouterr().err}') and not list(tmp_path.iterdir())
+        module.main()
+    assert re.search(message, f'{stopped.value} {capsys.readouterr().err}') and not work.exists()
 
 
 @pytest.mark.slow

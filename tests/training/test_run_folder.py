@@ -63,6 +63,7 @@ def test_a_fifo_in_a_run_folder_does_not_hang(name, run):
         resume(run)
 
 
+@pytest.mark.curves
 def test_temporary_names_cannot_be_foreseen(run, tmp_path):
     """The links that took earlier versions out of the folder."""
     target = tmp_path / 'precious'
