@@ -52,12 +52,12 @@ class BranchCheckpoint:
                 branches.load_state_dict(state['model'])
                 if state.get('memory'):
                     branches.memory = state['memory']
-            epoch, step = int(state['epoch']), int(state.get('step', -1))
+            epoch, step = int(state['epoch']), state.get('step')
         except Exception as error:
             raise SFTeacherError(
                 f'{self.whose}, `ckpt_file_path`: {self.path} does not hold the branches of this teacher and '
                 f'method ({error}). Delete the file to start anew, or name another.') from error
-        if step < 0:
+        if step is None:
             raise SFTeacherError(
                 f'{self.whose}, `ckpt_file_path`: {self.path} is of an earlier version, which did not keep the step to '
                 f'go on from. Delete the file to start anew, or name another.')
