@@ -25,8 +25,9 @@ def seeded():
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
     """Runs in this process end without their curves, which cost more than the training, unless a test is marked."""
+    from .helpers import draw_nothing
     if request.node.get_closest_marker('curves') is None:
-        monkeypatch.setattr('sf_teacher.training.loop.draw_curves', lambda rows, folder: None)
+        monkeypatch.setattr('sf_teacher.training.loop.draw_curves', draw_nothing)
 
 
 @pytest.fixture

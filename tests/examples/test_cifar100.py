@@ -401,13 +401,19 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
     (['--budget', 'soon'], r'`?budget.*must be a time such as 90s, 20m or 2h'),
     (['--data', 'nowhere'], 'nowhere')])
 def test_regret_says_what_is_missing_before_anything_is_piloted(modules, args, message, tmp_path, monkeypatch, capsys):
-    module, work = modules['regret'], tmp_path / 'work'
-    if args and args[0] in ('--budget', '--data'):
-        monkeypatch.setattr(module.Path, 'is_dir', lambda path: True)
+    module, work, made = modules['regret'], tmp_path / 'work', []
+    if args and args[0] in ('--budget', '--data'):      # the teachers are there
+        protocol = modules['protocol'].read(FOLDER / 'few_labels.yaml')
+        pair, seed = next(iter(protocol.pairs)), protocol.selection_seeds[0]
+        made = [work / module.teacher_run(protocol, pair, name, seed).key / 'teacher'
+                for name in module.known(protocol, module.RESULTS, pair, seed)]
+    for folder in made:
+        folder.mkdir(parents=True)
     monkeypatch.setattr(sys, 'argv', ['regret.py', '--work', str(work), *args])
     with pytest.raises(SystemExit) as stopped:
         module.main()
-    assert re.search(message, f'{stopped.value} {capsys.readouterr().err}') and not work.exists()
+    assert re.search(message, f'{stopped.value} {capsys.readouterr().err}')
+    assert sorted(work.glob('*')) == sorted(folder.parent for folder in made)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
 from sf_teacher.training.settings import TrainConfig
 
-from ..helpers import processes
+from ..helpers import draw_nothing, processes
 
 SIZE, CLASSES = (3, 16, 16), 4
 TIMINGS = {'seconds', 'images_per_second', 'memory_mb'}
@@ -147,7 +147,7 @@ def run(target: Any, *args: Any, **kwargs: Any) -> Any:
 def _undrawn(target: Any, *args: Any, **kwargs: Any) -> None:
     """Like the fixture of this name in this process; but where a kill may come as curves are drawn, they are."""
     if target is not train_and_die:
-        loop.draw_curves = lambda rows, folder: None
+        loop.draw_curves = draw_nothing
     target(*args, **kwargs)
 
 
