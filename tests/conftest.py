@@ -22,19 +22,33 @@ def seeded():
     assert os.getcwd() == before
 
 
+@pytest.fixture(autouse=True, scope='session')
+def stand_ins():
+    """Runs draw no curves and exports are checked in this process; what they replace, by the marks that bring it back.
+
+    The one costs more than the training of most tests, the other a process that imports torch.
+    """
+    from .helpers import STAND_INS, stand_in
+    real = {mark: [(module, name, getattr(module, name)) for module, name, _ in places]
+            for mark, places in STAND_INS.items()}
+    stand_in()
+    return real
+
+
 @pytest.fixture(autouse=True)
-def undrawn(request, monkeypatch):
-    """Runs in this process end without their curves, which cost more than the training, unless a test is marked."""
-    from .helpers import draw_nothing
-    if request.node.get_closest_marker('curves') is None:
-        monkeypatch.setattr('sf_teacher.training.loop.draw_curves', draw_nothing)
+def real_where_marked(request, stand_ins, monkeypatch):
+    for mark, places in stand_ins.items():
+        for place in places if request.node.get_closest_marker(mark) else ():
+            monkeypatch.setattr(*place)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Exports are checked in this process."""
-    from .helpers import quick_check
-    quick_check(monkeypatch)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What a file's tests share is made in one worker (`--dist loadgroup`), not in each."""
+    for item in items:
+        shared = (definitions[-1].scope for definitions in item._fixtureinfo.name2fixturedefs.values())
+        if {'module', 'class'} & set(shared):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 CPU_LIMIT = 60      # seconds of CPU time of a test, its processes included; the wall clock depends on who else is there

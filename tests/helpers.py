@@ -10,9 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from sf_teacher.exporting import reload
+from sf_teacher.exporting import exporter, reload, verify
 from sf_teacher.methods._branches import BranchOutput
 from sf_teacher.methods.base import Progress, Step, weighted_sum
+from sf_teacher.training import loop
 
 processes = multiprocessing.get_context('forkserver')      # torch and timm are imported once, then forked
 processes.set_forkserver_preload(['tests.training.training_runs'])
@@ -41,10 +42,17 @@ def draw_nothing(rows: Any, folder: Path) -> None:
     """In place of a run's curves, which cost more than the training of most tests."""
 
 
-def quick_check(monkeypatch: Any) -> None:
-    """Exports are checked in this process."""
-    for module in ('exporter', 'verify'):
-        monkeypatch.setattr(f'sf_teacher.exporting.{module}.run_check', check_here)
+STAND_INS: dict[str, list[tuple[Any, str, Any]]] = {     # by the mark of the tests that get the real thing
+    'curves': [(loop, 'draw_curves', draw_nothing)],
+    'fresh_check': [(module, 'run_check', check_here) for module in (exporter, verify)],
+}
+
+
+def stand_in(but: str | None = None) -> None:
+    """From here on, in this process, what costs much and is seldom what a test is about."""
+    for mark, places in STAND_INS.items():
+        for module, name, function in places if mark != but else ():
+            setattr(module, name, function)
 
 
 def on_two_ranks(folder: Path, work: Any, *args: Any) -> None:
@@ -60,6 +68,7 @@ def on_two_ranks(folder: Path, work: Any, *args: Any) -> None:
 
 def _rank(rank: int, folder: Path, work: Any, args: Any) -> None:
     torch.set_num_threads(1)
+    stand_in()
     os.dup2(os.open(folder / f'{rank}.log', os.O_WRONLY | os.O_CREAT), 2)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     torch.manual_seed(rank)

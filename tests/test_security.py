@@ -56,10 +56,7 @@ def watched(monkeypatch):
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setattr('sf_teacher.exporting.exporter.run_check', lambda folder, *_: reload.report(folder, 0.))
-    yield export(build(), tmp_path_factory.mktemp('module') / 'teacher', input_size=(3, 64, 64))
-    patch.undo()
+    return export(build(), tmp_path_factory.mktemp('module') / 'teacher', input_size=(3, 64, 64))
 
 
 @pytest.fixture
@@ -95,7 +92,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize('consumer', CONSUMERS)
 @pytest.mark.parametrize('name', HOSTILE)
-def test_arguments_that_load_fetch_or_write_are_refused(name, consumer, folder, quick, watched):
+def test_arguments_that_load_fetch_or_write_are_refused(name, consumer, folder, watched):
     edit_config(folder, lambda config: config['model_args'].update({name: HOSTILE[name]}))
     edit_probe(folder)
     watched.clear()
@@ -105,7 +102,7 @@ def test_arguments_that_load_fetch_or_write_are_refused(name, consumer, folder, 
 
 
 @pytest.mark.parametrize('name', HOSTILE)
-def test_verify_refuses_them_in_the_probe(name, folder, quick, watched):
+def test_verify_refuses_them_in_the_probe(name, folder, watched):
     edit_probe(folder, lambda facts: facts['model_args'].update({name: HOSTILE[name]}))
     watched.clear()
     with pytest.raises(SFTeacherError, match=rf'probe.safetensors gives {name}=.*, no argument that'):
@@ -123,7 +120,7 @@ def test_verify_refuses_them_in_the_probe(name, folder, quick, watched):
     (lambda config: config.update(model_args=['pretrained']), 'no mapping of names to values'),
     (lambda config: config.update(pretrained_cfg='http://localhost:9'), "no model's configuration"),
 ])
-def test_weights_and_architecture_are_the_folders_own(change, message, consumer, folder, quick, watched):
+def test_weights_and_architecture_are_the_folders_own(change, message, consumer, folder, watched):
     edit_config(folder, change)
     edit_probe(folder)
     watched.clear()
@@ -132,7 +129,7 @@ def test_weights_and_architecture_are_the_folders_own(change, message, consumer,
     assert watched == []
 
 
-def test_architecture_of_the_probe(folder, quick, watched):
+def test_architecture_of_the_probe(folder, watched):
     edit_probe(folder, lambda facts: facts.update(arch='hf-hub:somebody/else'))
     watched.clear()
     with pytest.raises(SFTeacherError, match=r'probe.safetensors asks for the architecture .hf-hub:somebody/else.'):
@@ -140,20 +137,20 @@ def test_architecture_of_the_probe(folder, quick, watched):
     assert watched == []
 
 
-def test_files_of_the_probe(folder, quick):
+def test_files_of_the_probe(folder):
     edit_probe(folder, lambda facts: facts['sha256'].update({'/dev/zero': ''}))
     with pytest.raises(SFTeacherError, match=r'speaks of ./dev/zero., which no export holds'):
         verify(folder)
 
 
-def test_sizes_are_compared_before_memory_is_spent(folder, quick):
+def test_sizes_are_compared_before_memory_is_spent(folder):
     edit_config(folder, lambda config: config['model_args'].update(in_chans=10 ** 7))
     edit_probe(folder, lambda facts: facts['model_args'].update(in_chans=10 ** 7))
     with pytest.raises(SFTeacherError, match=r'conv1.0.weight is .* in model.safetensors, .*10000000'):
         verify(folder)
 
 
-def test_a_factory_is_not_told_what_to_load(quick, tmp_path):
+def test_a_factory_is_not_told_what_to_load(tmp_path):
     with pytest.raises(SFTeacherError, match=r'model_args gives cache_dir=.*write them into the factory'):
         export(build(), tmp_path / 'teacher', factory='timm:create_model', model_args={'cache_dir': 'elsewhere'})
     assert not list(tmp_path.iterdir())
@@ -188,7 +185,7 @@ def test_every_line_of_the_page_has_its_test():
         assert named and set(named) <= tests, claim
 
 
-def test_an_ordinary_folder_is_read_without_network_and_without_writing(folder, quick, watched):
+def test_an_ordinary_folder_is_read_without_network_and_without_writing(folder, watched):
     watched.clear()
     for consumer in CONSUMERS.values():
         consumer(folder)

@@ -18,7 +18,7 @@ from torchdistill.models.registry import get_model
 import sf_teacher
 from sf_teacher.methods import METHODS
 
-from ..helpers import jitter, quick_check
+from ..helpers import jitter
 from .torchdistill_runs import (
     CPU,
     EXAMPLES,
@@ -34,7 +34,6 @@ def work(tmp_path_factory):
     """A working directory with the digits and the teachers that the configs name."""
     path = tmp_path_factory.mktemp('work')
     with pytest.MonkeyPatch.context() as monkeypatch:
-        quick_check(monkeypatch)
         monkeypatch.chdir(path)
         run_script(monkeypatch, 'make_digits', '--train', 160, '--total', 260)
         export_teacher('resnet34', path / 'exported/digits/resnet34-sft')
@@ -42,7 +41,7 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def in_work(work, monkeypatch, quick):
+def in_work(work, monkeypatch):
     monkeypatch.chdir(work)
     return work
 
@@ -141,7 +140,7 @@ class TestExamples:
         assert found[0] == found[1] and found[0]
 
     @pytest.mark.parametrize('name', ['at', 'ft', 'kd'])
-    def test_ilsvrc2012_runs_on_two_images(self, tmp_path, monkeypatch, quick, name):
+    def test_ilsvrc2012_runs_on_two_images(self, tmp_path, monkeypatch, name):
         monkeypatch.chdir(tmp_path)
         for split in ('train', 'val'):
             for label in ('n0', 'n1'):

@@ -10,7 +10,7 @@ from torchdistill.models.registry import get_model
 import sf_teacher
 from sf_teacher import SFTeacherError
 
-from ..helpers import jitter, quick_check
+from ..helpers import jitter
 from .torchdistill_runs import (
     SIZE,
     box_losses,
@@ -25,12 +25,10 @@ class TestLabelNames:
     @pytest.fixture(scope='class')
     @classmethod
     def folder(cls, tmp_path_factory):
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            quick_check(monkeypatch)
-            torch.manual_seed(0)
-            model = jitter(timm.create_model('resnet18', num_classes=3))
-            return sf_teacher.export(model, tmp_path_factory.mktemp('named') / 'teacher', input_size=SIZE,
-                                     class_names=cls.NAMES)
+        torch.manual_seed(0)
+        model = jitter(timm.create_model('resnet18', num_classes=3))
+        return sf_teacher.export(model, tmp_path_factory.mktemp('named') / 'teacher', input_size=SIZE,
+                                 class_names=cls.NAMES)
 
     @pytest.mark.parametrize('key', ['sf_teacher.timm_teacher', 'sf_teacher.torchvision_teacher'])
     def test_names_as_a_list_a_file_or_an_image_folder(self, folder, tmp_path, key):
@@ -77,8 +75,7 @@ class TestLabelNames:
         assert losses[2][0] > losses[0][0]      # the teacher contradicts the labels
 
     @pytest.mark.parametrize('arch', ['deit_tiny_distilled_patch16_224', 'test_vit', 'test_convnext', 'test_mambaout'])
-    def test_every_kind_of_classifier(self, arch, tmp_path, monkeypatch):
-        quick_check(monkeypatch)
+    def test_every_kind_of_classifier(self, arch, tmp_path):
         model = jitter(timm.create_model(arch, num_classes=3)).eval()
         folder = sf_teacher.export(model, tmp_path / 'teacher', class_names=self.NAMES)
         x = torch.randn(2, *timm.data.resolve_model_data_config(model)['input_size'])

@@ -97,7 +97,7 @@ class TestTeacherTraining:
         with pytest.raises(SFTeacherError, match=r'(?s)branches.pt does not hold the branches.*Delete the file'):
             training_box(models()[0], **config, students='test_resnet')
 
-    def test_a_resumed_run_counts_on_and_a_second_one_is_told(self, tmp_path, quick, caplog):
+    def test_a_resumed_run_counts_on_and_a_second_one_is_told(self, tmp_path, caplog):
         def made(**kwargs):
             return adapter.Teacher4SFTN(CPU, students='test_efficientnet', student_model=models()[0], num_epochs=2,
                                         ckpt_file_path=str(tmp_path / 'branches.pt'), **kwargs)
@@ -158,7 +158,7 @@ class TestTeacherTraining:
         moved = {k for k, v in teacher.named_parameters() if not torch.equal(v, before[k])}
         assert moved and not [k for k in moved if k.startswith(('conv1', 'layer1'))]
 
-    def test_exports_when_the_best_checkpoint_was_written(self, tmp_path, quick):
+    def test_exports_when_the_best_checkpoint_was_written(self, tmp_path):
         best = tmp_path / 'best.pt'
         model, _ = models()
         config = dict(export={'folder': str(tmp_path / 'teacher')}, best_ckpt=str(best))
@@ -178,7 +178,7 @@ class TestTeacherTraining:
         with pytest.raises(SFTeacherError, match=r"Teacher4SFTN, `export`: .*unexpected keyword argument 'men'"):
             distillation_box(teacher_stage(export={'folder': str(tmp_path / 'teacher'), 'men': 0.5}))
 
-    def test_exports_after_so_many_epochs(self, tmp_path, quick):
+    def test_exports_after_so_many_epochs(self, tmp_path):
         stage = teacher_stage(2, export={'folder': str(tmp_path / 'teacher')})
         stage['teacher']['auxiliary_model_wrapper']['kwargs']['num_epochs'] = 2
         box = distillation_box(stage)

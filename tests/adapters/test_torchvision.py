@@ -57,7 +57,7 @@ def blocks(folder):
     ('resnet18', 'timm', 'teacher.pth'), ('vgg11', 'torchvision', 'torchvision.pth'),
     ('efficientnet_b0', 'torchvision', 'torchvision.pth'), ('efficientnet_b0', 'timm', None),
     ('test_resnet', 'timm', None)])
-def test_the_snippet_says_which_path_applies(tmp_path, quick, monkeypatch, name, format, file):
+def test_the_snippet_says_which_path_applies(tmp_path, monkeypatch, name, format, file):
     monkeypatch.chdir(tmp_path)
     teacher = model(name)
     folder = export(teacher, tmp_path / 'teacher', input_size=SIZE, mean=HALF, std=HALF, format=format)
@@ -81,7 +81,7 @@ def test_the_snippet_says_which_path_applies(tmp_path, quick, monkeypatch, name,
     ('resnet26', r'no model of this name; like it: resnet'),
     ('efficientnet_b5', r'gives other logits on the same weights'),
 ])
-def test_every_other_architecture_is_refused(tmp_path, quick, name, message):
+def test_every_other_architecture_is_refused(tmp_path, name, message):
     with pytest.raises(SFTeacherError, match=message):
         export(model(name), tmp_path / 'teacher', input_size=SIZE, format='torchvision')
     assert not list(tmp_path.iterdir())
@@ -103,7 +103,7 @@ def test_a_model_that_only_looks_the_same_is_none():
         to_torchvision('resnet18', teacher.state_dict(), x, logits)
 
 
-def test_the_command_line_prints_the_lines_to_paste(tmp_path, quick, capsys):
+def test_the_command_line_prints_the_lines_to_paste(tmp_path, capsys):
     torch.save(model('resnet18').state_dict(), tmp_path / 'resnet18.pth')
     arguments = [str(tmp_path / 'resnet18.pth'), str(tmp_path / 'teacher'), '--model', 'resnet18',
                  '--num-classes', '10', '--input-size', '3', '32', '32', '--format', 'torchvision']
@@ -114,7 +114,7 @@ def test_the_command_line_prints_the_lines_to_paste(tmp_path, quick, capsys):
 
 
 class TestTeacherKey:
-    def test_inception_v3_is_torchvisions_without_its_auxiliary_classifier(self, tmp_path, quick):
+    def test_inception_v3_is_torchvisions_without_its_auxiliary_classifier(self, tmp_path):
         teacher = model('inception_v3').eval()
         folder = export(teacher, tmp_path / 'teacher', input_size=(3, 75, 75), mean=HALF, std=HALF)
         found = get_model('sf_teacher.torchvision_teacher', model_name=f'local-dir:{folder}')
@@ -124,7 +124,7 @@ class TestTeacherKey:
 
     @pytest.mark.slow
     @pytest.mark.parametrize('name', ['resnet18', 'vgg11', 'efficientnet_b0'])
-    def test_gives_torchvisions_module_in_eval_mode(self, tmp_path, quick, name):
+    def test_gives_torchvisions_module_in_eval_mode(self, tmp_path, name):
         teacher = model(name).eval()
         folder = export(teacher, tmp_path / 'teacher', input_size=SIZE, mean=HALF, std=HALF)
         found = get_model('sf_teacher.torchvision_teacher', model_name=f'local-dir:{folder}', num_classes=10)
@@ -142,7 +142,7 @@ class TestTeacherKey:
          r"no model that computes what this test_resnet computes. Use the key 'sf_teacher.timm_teacher', and name its "
          r"modules as `sf-teacher inspect test_resnet --hooks`"),
     ])
-    def test_refuses_what_torchvision_does_not_have(self, tmp_path, quick, kwargs, message):
+    def test_refuses_what_torchvision_does_not_have(self, tmp_path, kwargs, message):
         folder = export(model('test_resnet'), tmp_path / 'teacher', input_size=SIZE, mean=HALF, std=HALF)
         kwargs = {**kwargs, 'model_name': kwargs['model_name'].format(root=folder)}
         with pytest.raises(SFTeacherError, match=message):

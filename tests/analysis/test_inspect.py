@@ -95,7 +95,7 @@ def test_settings_of_the_method(capsys):
     assert "TESKD has no setting 'widht'; like it: width" in capsys.readouterr().err
 
 
-def test_an_exported_folder_is_described_without_warnings(tmp_path, quick, recwarn):
+def test_an_exported_folder_is_described_without_warnings(tmp_path, recwarn):
     sf_teacher.export(timm.create_model('test_resnet', num_classes=4), tmp_path / 'teacher')
     result = inspect(f'local-dir:{tmp_path}/teacher', ['test_resnet'])
     assert result['num_classes'] == 4 and not [w for w in recwarn if 'no-op' in str(w.message)]

@@ -266,7 +266,7 @@ def test_teachers_see_their_own_normalisation(teachers, tmp_path):
     assert found[0]['top1'] == found[1]['top1']
 
 
-def test_grey_teachers(tmp_path, quick):
+def test_grey_teachers(tmp_path):
     data = str(runs.folder(tmp_path / 'data'))
     model = timm.create_model('test_resnet', num_classes=4, in_chans=1)
     folder = sf_teacher.export(model, tmp_path / 'grey', input_size=(1, 16, 16), mean=0.5, std=0.5)
@@ -275,7 +275,7 @@ def test_grey_teachers(tmp_path, quick):
     assert len(result['pilots'][f'{folder} at T = 4']) == 2
 
 
-def test_report_of_teachers_of_different_sizes(teachers, tmp_path, quick):
+def test_report_of_teachers_of_different_sizes(teachers, tmp_path):
     model = timm.create_model('test_resnet', num_classes=4)
     other = str(sf_teacher.export(model, tmp_path / 'other', input_size=(3, 32, 32), mean=0.5, std=0.5))
     with pytest.raises(SFTeacherError, match=r'for images of \(3, 16, 16\) and \(3, 32, 32\): .*give input_size'):

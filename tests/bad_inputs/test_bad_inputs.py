@@ -20,7 +20,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.mark.parametrize('row', TABLE, ids=str)
-def test_a_bad_input_is_refused(row, shared, tmp_path, monkeypatch, quick):
+def test_a_bad_input_is_refused(row, shared, tmp_path, monkeypatch):
     """By our error, whose message says what to do; a command shows no traceback; no file appears, changes or goes."""
     monkeypatch.chdir(tmp_path)
     place = Place(tmp_path, shared)

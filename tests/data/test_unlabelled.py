@@ -83,7 +83,7 @@ def test_the_loss_is_cross_entropy_of_the_labelled_and_distillation_of_all(root)
         assert state is None or all(p.grad is not None for p in task.get_trainable_module().parameters())
 
 
-def test_the_simplifier_needs_no_label_either(root, tmp_path, quick):
+def test_the_simplifier_needs_no_label_either(root, tmp_path):
     """Its loss is the distillation loss alone, and its targets are watched by the teacher's own classes."""
     task = plan(root, kd='student_friendly').task.train()
     with torch.no_grad():

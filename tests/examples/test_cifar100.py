@@ -267,7 +267,7 @@ CHOSEN = {
     **TINY, 'results': 'chosen', 'per_class': 4, 'validation': 3, 'student_per_class': 9, 'unlabelled': True,
     'temperatures': [2, 8], 'selection_seeds': [100], 'seeds': [0], 'students': 2,
     'kd': {'task_loss_weight': 0., 'distill_loss_weight': 1.}, 'batch_size': 4,
-    'train': {'epochs': 2, 'lr': 0.05, 'channels_last': True, 'amp': True, 'amp_dtype': 'bfloat16'},
+    'train': {'epochs': 2, 'lr': 0.05, 'channels_last': True},
     'pairs': {'by name': {'teacher': {'name': 'test_resnet', 'channels': [16, 24, 24, 48]},
                           'student': {'name': 'test_efficientnet'}, 'branch': {'name': 'test_resnet'}}},
     'arms': {'standard': {}, 'half-way': {'halfway': True}, 'dkd': {'loss': 'dkd'}, 'cutmix': {'train': {'cutmix': 1.}},

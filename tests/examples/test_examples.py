@@ -43,7 +43,6 @@ def quickstart(tmp_path_factory):
     return folder / 'out', run('quickstart.py', '--fast', '--out', str(folder / 'out'), cwd=folder)
 
 
-@pytest.mark.slow
 def test_quickstart_prints_what_it_measured_and_no_verdict(quickstart):
     _, done = quickstart
     number = r'\d+\.\d+ ± \d+\.\d+'

@@ -31,7 +31,7 @@ def test_paths_lose_their_folders(given, kept):
     assert metadata({'data': given}) == {'data': kept}
 
 
-def test_nothing_of_the_machine_is_written(quick, tmp_path, monkeypatch):
+def test_nothing_of_the_machine_is_written(tmp_path, monkeypatch):
     (tmp_path / 'alice').mkdir()
     student = export(build(), tmp_path / 'alice' / 'student')
     task = wrap(build(), [build(), f'local-dir:{student}', 'test_efficientnet'], input_size=(3, 64, 64), num_classes=7)
@@ -49,7 +49,7 @@ def test_nothing_of_the_machine_is_written(quick, tmp_path, monkeypatch):
     assert 'train --data images' in written['README.md']
 
 
-def test_a_snippet_below_the_working_directory_can_be_used_from_there(quick, tmp_path, monkeypatch):
+def test_a_snippet_below_the_working_directory_can_be_used_from_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = export(build(), tmp_path / 'exported' / 'teacher')
     block = yaml.safe_load((folder / 'torchdistill.yaml').read_text())['models']['teacher_model']
@@ -67,7 +67,7 @@ HOSTILE = {
 }
 
 
-def test_metadata_is_text_and_no_markup(quick, tmp_path):
+def test_metadata_is_text_and_no_markup(tmp_path):
     card = (export(build(), tmp_path / 'a <i>_teacher_', metadata=HOSTILE) / 'README.md').read_text()
     for raw in ('<script', '<img', '<b>', '# a <i>', '](http', '](javascript', '\n# Title', '\n# heading', '\n- item',
                 ' `code`', ' **bold**', ' _it_', '[a][b]'):
@@ -81,7 +81,7 @@ def test_metadata_is_text_and_no_markup(quick, tmp_path):
     assert card.count('\n# ') == 1
 
 
-def test_the_cards_code_runs_whatever_the_folder_is_called(quick, tmp_path, monkeypatch):
+def test_the_cards_code_runs_whatever_the_folder_is_called(tmp_path, monkeypatch):
     folder = export(build(), tmp_path / 'it\'s "a" teacher')
     (code,) = [block.split('```')[0] for block in (folder / 'README.md').read_text().split('```python\n')[1:]]
     monkeypatch.chdir(tmp_path)

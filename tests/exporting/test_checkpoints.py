@@ -73,7 +73,7 @@ def test_every_form_gives_the_plain_model(form, tmp_path):
             assert torch.equal(found.state_dict()[name], tensor.to(found.state_dict()[name].dtype)), name
 
 
-def test_from_the_command_line(quick, tmp_path, capsys):
+def test_from_the_command_line(tmp_path, capsys):
     safetensors.torch.save_file({k: v.contiguous() for k, v in prefixed(build(), 'model.').items()},
                                 tmp_path / 'lightning.safetensors')
     assert cli.main(['export', str(tmp_path / 'lightning.safetensors'), str(tmp_path / 'teacher'),
@@ -83,7 +83,7 @@ def test_from_the_command_line(quick, tmp_path, capsys):
                                                  strict=True))
 
 
-def test_of_several_models_one_is_named(quick, tmp_path, capsys):
+def test_of_several_models_one_is_named(tmp_path, capsys):
     state = {**prefixed(build(), 'teacher.'), **prefixed(jitter(build()), 'student.')}
     torch.save({'state_dict': state}, tmp_path / 'both.ckpt')
     command = ['export', str(tmp_path / 'both.ckpt'), str(tmp_path / 'teacher'), '--model', 'test_resnet',
@@ -149,7 +149,7 @@ def test_a_quantised_model_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
-def test_frozen_batch_norm_is_refused_with_the_remedy(name, quick, tmp_path):
+def test_frozen_batch_norm_is_refused_with_the_remedy(name, tmp_path):
     model = build(name).eval()
     frozen = timm.layers.freeze_batch_norm_2d(copy.deepcopy(model)).eval()
     with pytest.raises(SFTeacherError, match=r'is a FrozenBatchNorm.*timm.layers.unfreeze_batch_norm_2d\(copy'):

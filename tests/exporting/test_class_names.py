@@ -14,7 +14,7 @@ from tests.helpers import build
 NAMES = ['cat', 'dog', 'fish', 'bus', 'car', 'train', '10']
 
 
-def test_they_come_back_in_order(quick, tmp_path):
+def test_they_come_back_in_order(tmp_path):
     folder = export(build(), tmp_path / 'teacher', class_names=NAMES)
     assert class_names_of(load_teacher(str(folder))) == NAMES
     assert class_names_of(timm.create_model(f'local-dir:{folder}', pretrained=True)) == NAMES
@@ -25,20 +25,20 @@ def test_they_come_back_in_order(quick, tmp_path):
             refuse(str(folder))
 
 
-def test_transformers_reads_them(quick, tmp_path):
+def test_transformers_reads_them(tmp_path):
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(export(build(), tmp_path / 'teacher', class_names=NAMES))
     assert list(config.id2label.values()) == NAMES and config.label2id == {name: i for i, name in enumerate(NAMES)}
 
 
-def test_a_teacher_that_has_none_says_so(quick, tmp_path):
+def test_a_teacher_that_has_none_says_so(tmp_path):
     folder = export(build(), tmp_path / 'teacher')
     assert class_names_of(load_teacher(str(folder))) is None and verify(folder)['class_names'] is None
     assert 'label_names' not in json.loads((folder / 'config.json').read_text())
 
 
-def test_a_model_that_was_loaded_keeps_them_unless_others_are_given(quick, tmp_path):
+def test_a_model_that_was_loaded_keeps_them_unless_others_are_given(tmp_path):
     loaded = load_teacher(str(export(build(), tmp_path / 'first', class_names=NAMES)))
     assert class_names_of(load_teacher(str(export(loaded, tmp_path / 'second')))) == NAMES
     other = export(loaded, tmp_path / 'third', class_names=NAMES[::-1])
@@ -48,7 +48,7 @@ def test_a_model_that_was_loaded_keeps_them_unless_others_are_given(quick, tmp_p
     assert class_names_of(load_teacher(str(export(loaded, tmp_path / 'fourth')))) is None
 
 
-def test_a_task_and_the_command_line_pass_them_on(quick, tmp_path):
+def test_a_task_and_the_command_line_pass_them_on(tmp_path):
     task = wrap(build(), 'test_resnet', input_size=(3, 64, 64))
     folder = task.export(tmp_path / 'teacher', class_names=NAMES)
     assert class_names_of(load_teacher(str(folder))) == NAMES

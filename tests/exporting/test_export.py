@@ -50,7 +50,7 @@ def leftovers(path):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """One folder exported and verified for real; tests copy it before they break it."""
+    """One folder; tests copy it before they break it."""
     path = tmp_path_factory.mktemp('module') / 'teacher'
     return export(build(), path, input_size=SIZE, mean=MEAN, std=STD, metadata=METADATA)
 
@@ -136,7 +136,7 @@ def test_model_comes_back_as_it_was(tmp_path):
     'test_resnet', 'test_vit', 'test_vit4', 'test_vit_relpos', 'test_efficientnet', 'test_convnext', 'test_nfnet',
     'test_mambaout', 'test_maxvit', 'test_byobnet', 'coat_lite_tiny',
 ])
-def test_families(name, quick, tmp_path):
+def test_families(name, tmp_path):
     model = build(name).to(memory_format=torch.channels_last)
     size = model.pretrained_cfg['input_size']
     loaded = load(export(model, tmp_path / name))
@@ -151,7 +151,7 @@ def test_families(name, quick, tmp_path):
     ('test_resnet', {'in_chans': 1}, (1, 160, 160)),
     ('test_resnet', {'global_pool': 'max'}, (3, 160, 160)),
 ])
-def test_constructor_arguments_survive(name, kwargs, size, quick, tmp_path):
+def test_constructor_arguments_survive(name, kwargs, size, tmp_path):
     model = build(name, **kwargs)
     loaded = load(export(model, tmp_path / 'teacher'))
     assert torch.equal(logits_of(loaded, size), logits_of(model, size))
@@ -159,7 +159,7 @@ def test_constructor_arguments_survive(name, kwargs, size, quick, tmp_path):
     assert tuple(data['input_size']) == size and len(data['mean']) == len(data['std']) == size[0]
 
 
-def test_changes_that_timm_records_survive(quick, tmp_path):
+def test_changes_that_timm_records_survive(tmp_path):
     model = build('vit_tiny_patch16_224')
     model.set_input_size(img_size=64)
     model.reset_classifier(5, 'avg')
@@ -168,7 +168,7 @@ def test_changes_that_timm_records_survive(quick, tmp_path):
     assert tuple(loaded.pretrained_cfg['input_size']) == (3, 64, 64)
 
 
-def test_arguments_that_timm_did_not_record_are_asked_for(quick, tmp_path):
+def test_arguments_that_timm_did_not_record_are_asked_for(tmp_path):
     model = jitter(timm.models.resnet.test_resnet(num_classes=7, stem_type=''))
     with pytest.raises(SFTeacherError, match=r'conv1\.weight is in the model only.*pass model_args='):
         export(model, tmp_path / 'teacher')
@@ -180,13 +180,13 @@ def test_arguments_that_timm_did_not_record_are_asked_for(quick, tmp_path):
 @pytest.mark.parametrize('wrap', [
     ModelEmaV3, torch.compile, nn.DataParallel, lambda model: torch.compile(nn.DataParallel(model)),
 ], ids=['ema', 'compile', 'parallel', 'compiled-parallel'])
-def test_wrapped_models(wrap, quick, tmp_path):
+def test_wrapped_models(wrap, tmp_path):
     path = export(wrap(build()), tmp_path / 'teacher')
     assert load(path).state_dict().keys() == build().state_dict().keys()
     assert torch.equal(logits_of(load(path)), logits_of(build()))
 
 
-def test_tied_tensors(quick, tmp_path):
+def test_tied_tensors(tmp_path):
     model = build()
     model.layer2[0].bn2.weight = model.layer2[0].bn1.weight
     path = export(model, tmp_path / 'teacher')
@@ -194,13 +194,13 @@ def test_tied_tensors(quick, tmp_path):
     assert model.layer2[0].bn2.weight is model.layer2[0].bn1.weight
 
 
-def test_sync_batch_norm(quick, tmp_path):
+def test_sync_batch_norm(tmp_path):
     path = export(timm.layers.convert_sync_batchnorm(build()), tmp_path / 'teacher')
     assert torch.equal(logits_of(load(path)), logits_of(build()))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_is_exported_as_float32(dtype, quick, tmp_path):
+def test_half_precision_is_exported_as_float32(dtype, tmp_path):
     name = 'eva02_tiny_patch14_224'     # computes its position table anew, in float32, when it is loaded
     model = build(name, img_size=56).to(dtype)
     loaded = load(export(model, tmp_path / 'teacher'))
@@ -209,7 +209,7 @@ def test_half_precision_is_exported_as_float32(dtype, quick, tmp_path):
     assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype}
 
 
-def test_float64_only_if_no_value_changes(quick, tmp_path):
+def test_float64_only_if_no_value_changes(tmp_path):
     path = export(build().double(), tmp_path / 'teacher')
     assert torch.equal(logits_of(load(path)), logits_of(build()))
     with pytest.raises(SFTeacherError, match=r'conv1\S* is float64 and changes in float32.*export model\.float\(\)'):
@@ -217,6 +217,7 @@ def test_float64_only_if_no_value_changes(quick, tmp_path):
     assert leftovers(tmp_path) == ['teacher']
 
 
+@pytest.mark.fresh_check
 def test_callers_numeric_settings_do_not_count(tmp_path):
     before = torch.get_float32_matmul_precision()
     try:
@@ -257,6 +258,7 @@ def test_probe_is_computed_in_full_precision():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.fresh_check
 def test_model_on_a_gpu(tmp_path):
     model = build().cuda()
     path = export(model, tmp_path / 'teacher')
@@ -296,7 +298,8 @@ def own(tmp_path, monkeypatch):
     return source
 
 
-def test_factory(own, tmp_path, request):
+@pytest.mark.fresh_check
+def test_factory(own, tmp_path):
     from own_models import Own
     model = Own(width=6)
     path = export(model, tmp_path / 'teacher', factory=Own, model_args={'width': 6}, metadata=METADATA, **OWN)
@@ -313,13 +316,12 @@ def test_factory(own, tmp_path, request):
     assert '    sf-teacher verify teacher --factory own_models:Own\n' in card
     with pytest.raises(SFTeacherError, match=r'model.safetensors missing\).*with factory there is only teacher.pth'):
         load_teacher(str(path))
-    request.getfixturevalue('quick')     # one fresh process is enough here
     assert verify(path, factory='own_models:Own')['bit_equal']
     with pytest.raises(SFTeacherError, match=r"built by 'own_models:Own'.*pass factory='own_models:Own'"):
         verify(path)
 
 
-def test_a_folder_does_not_choose_what_code_runs(own, quick, tmp_path):
+def test_a_folder_does_not_choose_what_code_runs(own, tmp_path):
     from own_models import Own
     path = export(Own(), tmp_path / 'teacher', factory=Own, **OWN)
     edit_probe(path, lambda facts: facts.update(factory='os:mkdir', model_args={'path': str(tmp_path / 'executed')}))
@@ -328,6 +330,7 @@ def test_a_folder_does_not_choose_what_code_runs(own, quick, tmp_path):
     assert not (tmp_path / 'executed').exists()
 
 
+@pytest.mark.fresh_check
 def test_the_fresh_process_has_no_sf_teacher(own, tmp_path):
     from own_models import Own
     with pytest.raises(SFTeacherError, match='sf_teacher is blocked: an exported teacher must load without'):
@@ -340,7 +343,7 @@ def test_the_fresh_process_has_no_sf_teacher(own, tmp_path):
     ('own_models:missing', "has no attribute 'missing'"),
     ('no_such_module:f', "No module named 'no_such_module'"),
 ])
-def test_factory_that_does_not_give_the_teacher(factory, message, own, quick, tmp_path):
+def test_factory_that_does_not_give_the_teacher(factory, message, own, tmp_path):
     from own_models import Own
     with pytest.raises(SFTeacherError, match=message):
         export(Own(), tmp_path / 'teacher', factory=factory, **OWN)
@@ -360,14 +363,14 @@ def fail(error):
     (OSError('disk full'), SFTeacherError, 'cannot write .*teacher: disk full'),
     (KeyboardInterrupt('stop'), KeyboardInterrupt, 'stop'),
 ])
-def test_a_crash_leaves_nothing(where, error, raised, message, quick, monkeypatch, tmp_path):
+def test_a_crash_leaves_nothing(where, error, raised, message, monkeypatch, tmp_path):
     monkeypatch.setattr(where, fail(error))
     with pytest.raises(raised, match=message):
         export(build(), tmp_path / 'new' / 'teacher')
     assert not leftovers(tmp_path)
 
 
-def test_a_crash_leaves_the_old_folder(broken, quick, monkeypatch):
+def test_a_crash_leaves_the_old_folder(broken, monkeypatch):
     before = {path.name: path.read_bytes() for path in broken.iterdir()}
     replace, calls = os.replace, []
 
@@ -384,7 +387,7 @@ def test_a_crash_leaves_the_old_folder(broken, quick, monkeypatch):
     assert leftovers(broken.parent) == ['teacher']
 
 
-def test_overwrite(broken, quick):
+def test_overwrite(broken):
     with pytest.raises(SFTeacherError, match='exists and is not empty; pass overwrite=True'):
         export(build('test_efficientnet'), broken)
     assert load(broken).pretrained_cfg['architecture'] == 'test_resnet'
@@ -396,7 +399,7 @@ def test_overwrite(broken, quick):
     assert leftovers(broken.parent) == ['teacher']
 
 
-def test_overwrite_spares_what_is_no_export(quick, tmp_path):
+def test_overwrite_spares_what_is_no_export(tmp_path):
     (tmp_path / 'home').mkdir()
     (tmp_path / 'home' / 'thesis.tex').write_text('years of work')
     with pytest.raises(SFTeacherError, match=r'is not an exported teacher .* leaves it alone'):
@@ -404,7 +407,7 @@ def test_overwrite_spares_what_is_no_export(quick, tmp_path):
     assert (tmp_path / 'home' / 'thesis.tex').read_text() == 'years of work'
 
 
-def test_empty_folder_is_used(quick, tmp_path):
+def test_empty_folder_is_used(tmp_path):
     (tmp_path / 'teacher').mkdir()
     assert load(export(build(), tmp_path / 'teacher')).num_classes == 7
     assert leftovers(tmp_path) == ['teacher']
@@ -436,6 +439,7 @@ def test_places_that_cannot_be_written(monkeypatch, tmp_path):
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.fresh_check
 def test_verify_in_a_fresh_process(folder, capsys, broken):
     assert cli.main(['verify', str(folder), '--json', '--tolerance', '0']) == 0
     report = json.loads(capsys.readouterr().out)
@@ -445,7 +449,7 @@ def test_verify_in_a_fresh_process(folder, capsys, broken):
     assert 'config.json is missing' in capsys.readouterr().err
 
 
-def test_verify_shows_both_versions(broken, quick, capsys):
+def test_verify_shows_both_versions(broken, capsys):
     edit_probe(broken, lambda facts: facts['versions'].update(torch='2.0.0'))
     assert cli.main(['verify', str(broken)]) == 0
     out = capsys.readouterr().out
@@ -454,7 +458,7 @@ def test_verify_shows_both_versions(broken, quick, capsys):
 
 
 @pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'teacher.pth', 'probe.safetensors'])
-def test_verify_missing_file(name, broken, quick):
+def test_verify_missing_file(name, broken):
     (broken / name).unlink()
     with pytest.raises(SFTeacherError, match=f'{name} is missing from'):
         verify(broken)
@@ -466,14 +470,14 @@ def test_verify_missing_file(name, broken, quick):
     ('probe.safetensors', 'probe.safetensors cannot be read, it is truncated'),
     ('config.json', r'config.json cannot be read: (Expecting|Unterminated)'),
 ])
-def test_verify_truncated_file(name, message, broken, quick):
+def test_verify_truncated_file(name, message, broken):
     data = (broken / name).read_bytes()
     (broken / name).write_bytes(data[:len(data) // 2])
     with pytest.raises(SFTeacherError, match=message):
         verify(broken)
 
 
-def test_verify_changed_weights(broken, quick):
+def test_verify_changed_weights(broken):
     state = safetensors.torch.load_file(broken / 'model.safetensors')
     state['fc.weight'][0, 0] += 1e-6      # far below any tolerance of logits
     safetensors.torch.save_file(state, broken / 'model.safetensors')
@@ -484,7 +488,7 @@ def test_verify_changed_weights(broken, quick):
         verify(broken)
 
 
-def test_verify_other_weights_in_both_files(broken, quick):
+def test_verify_other_weights_in_both_files(broken):
     other = export(build('test_resnet', drop_rate=0.1).apply(
         lambda module: module.weight.data.mul_(0.9) if isinstance(module, nn.Linear) else None
     ), broken.parent / 'other')
@@ -495,7 +499,7 @@ def test_verify_other_weights_in_both_files(broken, quick):
         verify(broken)
 
 
-def test_verify_other_preprocessing(broken, quick):
+def test_verify_other_preprocessing(broken):
     config = json.loads((broken / 'config.json').read_text())
     config['pretrained_cfg']['mean'] = [0.5, 0.5, 0.5]
     (broken / 'config.json').write_text(json.dumps(config))
@@ -503,7 +507,7 @@ def test_verify_other_preprocessing(broken, quick):
         verify(broken)
 
 
-def test_verify_tolerance(broken, quick):
+def test_verify_tolerance(broken):
     logits = safetensors.torch.load_file(broken / 'probe.safetensors')['logits']
     largest = logits.abs().max()
     edit_probe(broken, logits=logits + 1e-3 * largest)
@@ -516,7 +520,7 @@ def test_verify_tolerance(broken, quick):
         verify(broken, tolerance=2)
 
 
-def test_verify_what_is_no_export(quick, tmp_path):
+def test_verify_what_is_no_export(tmp_path):
     with pytest.raises(SFTeacherError, match='nowhere: there is no such folder'):
         verify(tmp_path / 'nowhere')
     with pytest.raises(SFTeacherError, match=r'probe.safetensors is missing .*not a folder that sf_teacher exported'):
@@ -531,7 +535,7 @@ class Malice:
         return os.mkdir, (self.path,)
 
 
-def test_pickled_code_is_never_executed(broken, quick, tmp_path):
+def test_pickled_code_is_never_executed(broken, tmp_path):
     torch.save({'model': OrderedDict(), 'arch': Malice(str(tmp_path / 'executed'))}, broken / 'teacher.pth')
     edit_probe(broken)
     with pytest.raises(SFTeacherError, match='UnpicklingError'):
@@ -543,7 +547,7 @@ def test_pickled_code_is_never_executed(broken, quick, tmp_path):
 
 # --- command line -----------------------------------------------------------------------------------------------------
 
-def test_cli_export(folder, quick, capsys, tmp_path):
+def test_cli_export(folder, capsys, tmp_path):
     command = ['export', str(folder / 'teacher.pth'), str(tmp_path / 'again'), '--model', 'test_resnet']
     assert cli.main([
         *command, '--num-classes', '7', '--input-size', '3', '64', '64', '--mean', '0.5', '--metadata', '{"seed": 9}',
@@ -568,7 +572,7 @@ def test_cli_export_errors(changes, message, folder, capsys, tmp_path):
     assert message in capsys.readouterr().err and not leftovers(tmp_path)
 
 
-def test_cli_export_of_a_model_of_ones_own(own, quick, capsys, tmp_path, monkeypatch):
+def test_cli_export_of_a_model_of_ones_own(own, capsys, tmp_path, monkeypatch):
     from own_models import Own
     monkeypatch.chdir(own)
     monkeypatch.setattr(sys, 'path', [p for p in sys.path if p != str(own)])
@@ -583,7 +587,7 @@ def test_cli_export_of_a_model_of_ones_own(own, quick, capsys, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize('name', ['efficientvit_m0', 'levit_128s'])
-def test_what_an_evaluation_with_gradients_kept_is_no_obstacle(name, quick, tmp_path):
+def test_what_an_evaluation_with_gradients_kept_is_no_obstacle(name, tmp_path):
     model = build(name).eval()
     model(torch.randn(2, 3, 224, 224))
     path = export(model, tmp_path / 'teacher')

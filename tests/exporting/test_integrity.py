@@ -26,9 +26,7 @@ LOADERS = {
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('sf_teacher.exporting.exporter.run_check', lambda folder, *_: reload.report(folder, 0.))
-        return export(build(act_layer='gelu'), tmp_path_factory.mktemp('module') / 'teacher', input_size=(3, 64, 64))
+    return export(build(act_layer='gelu'), tmp_path_factory.mktemp('module') / 'teacher', input_size=(3, 64, 64))
 
 
 @pytest.fixture
@@ -96,14 +94,14 @@ def edit(folder, field, value):
 
 
 @pytest.mark.parametrize('field, value, message', FIELDS)
-def test_every_field_that_changes_results_is_compared(field, value, message, folder, quick):
+def test_every_field_that_changes_results_is_compared(field, value, message, folder):
     assert edit(folder, field, value)
     for refused in (verify, *LOADERS.values()):
         with pytest.raises(SFTeacherError, match=f'config.json (gives|asks for the) {message}'):
             refused(folder)
 
 
-def test_what_was_edited_is_put_back_or_exported_anew(folder, quick):
+def test_what_was_edited_is_put_back_or_exported_anew(folder):
     before = (folder / 'config.json').read_bytes()
     edit(folder, 'pretrained_cfg.crop_pct', 0.5)
     with pytest.raises(SFTeacherError, match='Put that back, or export the teacher anew as you want it'):
@@ -112,14 +110,14 @@ def test_what_was_edited_is_put_back_or_exported_anew(folder, quick):
     assert verify(folder)['bit_equal']
 
 
-def test_metadata_is_covered_by_the_checksum(folder, quick):
+def test_metadata_is_covered_by_the_checksum(folder):
     edit(folder, 'sf_teacher.version', '9.9')
     for refused in (verify, *LOADERS.values()):
         with pytest.raises(SFTeacherError, match=r'config.json is truncated or changed: its SHA-256'):
             refused(folder)
 
 
-def test_a_folder_of_an_earlier_version_is_loaded_and_a_warning_says_what_is_not_checked(folder, quick, caplog, capsys):
+def test_a_folder_of_an_earlier_version_is_loaded_and_a_warning_says_what_is_not_checked(folder, caplog, capsys):
     def as_before(facts):
         facts.pop('config')
         facts['sha256'].pop('config.json')

@@ -7,6 +7,8 @@ from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
 from tests.helpers import build, check_here
 
+pytestmark = pytest.mark.fresh_check
+
 
 def sdpa(name):
     return (getattr(torch.backends.cuda, f'{name}_sdp_enabled'), getattr(torch.backends.cuda, f'enable_{name}_sdp'))

@@ -43,7 +43,7 @@ def api(monkeypatch):
 
 
 @pytest.fixture
-def folder(quick, tmp_path):
+def folder(tmp_path):
     path = export(build(), tmp_path / 'teacher')
     (path / '.env').write_text('HF_TOKEN=secret')
     (path / 'notes.txt').write_text('mine')

@@ -23,7 +23,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize('name, kwargs', MODELS)
-def test_transformers_gives_the_teacher_back(name, kwargs, quick, tmp_path):
+def test_transformers_gives_the_teacher_back(name, kwargs, tmp_path):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     folder = export(build(name, **kwargs), tmp_path / 'teacher', mean=0.4, std=0.3)
@@ -46,7 +46,7 @@ def test_transformers_gives_the_teacher_back(name, kwargs, quick, tmp_path):
 
 
 @pytest.mark.parametrize('name, kwargs', MODELS)
-def test_config_is_what_timm_writes(name, kwargs, quick, tmp_path):
+def test_config_is_what_timm_writes(name, kwargs, tmp_path):
     """Key by key, but for num_classes among the arguments, which transformers takes for a second one."""
     model = build(name, **kwargs)
     config = json.loads((export(model, tmp_path / 'teacher', mean=0.4, std=0.3) / 'config.json').read_text())

@@ -73,7 +73,7 @@ def test_ten_epochs_move_the_teacher_towards_the_student_and_leave_the_student_a
     assert losses['branch_output'].keys() == {'student'}
 
 
-def test_students_by_name_need_weights(tmp_path, quick):
+def test_students_by_name_need_weights(tmp_path):
     teacher = timm.create_model('test_resnet', num_classes=5)
     message = (r"AID needs a trained student, and 'test_efficientnet' would have random weights: give "
                r'local-dir:FOLDER of a trained one, student_kwargs=dict\(pretrained=True\), or a model')
@@ -88,7 +88,7 @@ def test_students_by_name_need_weights(tmp_path, quick):
 
 
 
-def test_the_mean_and_deviation_given_for_a_run_are_those_the_student_is_served_from(tmp_path, quick):
+def test_the_mean_and_deviation_given_for_a_run_are_those_the_student_is_served_from(tmp_path):
     folders = [export(timm.create_model(name, num_classes=10), tmp_path / name, input_size=SIZE, mean=(0.2,) * 3,
                       std=(0.25,) * 3) for name in ('test_resnet', 'test_efficientnet')]
     kwargs = dict(teacher=f'local-dir:{folders[0]}', student=(f'local-dir:{folders[1]}',), method='aid', data='digits',

@@ -19,7 +19,6 @@ from sf_teacher.methods.base import Context
 from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.validation import option
 
-from ..helpers import quick_check
 from ..split.family_checks import check_step
 
 SIZE = (3, 64, 64)
@@ -106,8 +105,7 @@ def test_no_method_is_missing_here():
 
 
 @pytest.mark.parametrize('method', CASES, ids=str)
-def test_every_method_exports_the_same_plain_teacher(method, tmp_path, monkeypatch):
-    quick_check(monkeypatch)
+def test_every_method_exports_the_same_plain_teacher(method, tmp_path):
     task = make(method, CASES[method])
     optimizer = torch.optim.SGD(task.parameters(), lr=0.05)
     for _ in range(2):
@@ -203,13 +201,11 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_copies_are_independent(method):
 def test_compiles_without_graph_breaks(method):
     task = make(method, CASES[method]).train()
     images, *others = batch_for(task)
-    explained = torch._dynamo.explain(task.joint)(images)
-    assert explained.graph_break_count == 0, explained.break_reasons
     task.set_epoch(0, 4)
     torch._dynamo.reset()
     other = copy.deepcopy(task)
     expected = other(images, *others)
-    task.compile(backend='aot_eager')
+    task.compile(backend='aot_eager', fullgraph=True)
     found = task(images, *others)
     torch.testing.assert_close(found['loss'], expected['loss'])
     for one, other_one in zip((found, expected), (task, other), strict=True):

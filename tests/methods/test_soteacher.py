@@ -164,7 +164,7 @@ def test_mixup_is_refused_before_the_first_step():
     assert task.progress.step == 0 and not task.branches.memory
 
 
-def test_the_command_line_trains_and_exports_it(tmp_path, quick):
+def test_the_command_line_trains_and_exports_it(tmp_path):
     torch.set_num_threads(1)
     main(['train', 'test_resnet', '--method', 'soteacher', '--method-kwargs', 'lip_weight=1e-4', '--data', 'digits',
           '--input-size', '3', '32', '32', '--batch-size', '256', '--epochs', '2', '--device', 'cpu', '--output',

@@ -166,7 +166,7 @@ def test_grey_images_build_models_for_them():
     assert task.teacher.in_chans == 1
 
 
-def test_a_folder_is_wrapped_with_its_weights(tmp_path, quick):
+def test_a_folder_is_wrapped_with_its_weights(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model('test_resnet', num_classes=10)
     folder = sf_teacher.export(model, tmp_path / 'teacher', input_size=SIZE)

@@ -17,6 +17,11 @@ from . import training_runs as runs
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
+    return runs.folder(tmp_path_factory.mktemp('data'), count=8)
+
+
+@pytest.fixture(scope='module')
+def slow_to_evaluate(tmp_path_factory):
     """Few images to train on, many to validate on."""
     root = runs.folder(tmp_path_factory.mktemp('data'), count=8)
     for path in sorted((root / 'validation').rglob('*.png')):
@@ -64,9 +69,10 @@ def wait(process, path):
     ('start', signal.SIGINT, 2), ('imports', signal.SIGTERM, 1), ('training', signal.SIGTERM, 2),
     ('training', signal.SIGINT, 1), ('last evaluation', signal.SIGTERM, 1), ('last evaluation', signal.SIGINT, 2),
     ('export', signal.SIGINT, 2), ('export', signal.SIGTERM, 1)])
-def test_the_whole_group_is_stopped(moment, signum, times, data, tmp_path):
+def test_the_whole_group_is_stopped(moment, signum, times, data, slow_to_evaluate, tmp_path):
     output = tmp_path / 'run'
-    process = started(data, output, 1 if moment in ('last evaluation', 'export') else 1000)
+    images = slow_to_evaluate if moment == 'last evaluation' else data
+    process = started(images, output, 1 if moment in ('last evaluation', 'export') else 1000)
     if moment == 'start':
         time.sleep(1.)
     elif moment == 'imports':

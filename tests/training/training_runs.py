@@ -18,12 +18,11 @@ from sf_teacher.data.in_memory import InMemoryLoader
 from sf_teacher.data.loaders import create_loaders
 from sf_teacher.data.settings import DataConfig
 from sf_teacher.methods import METHODS
-from sf_teacher.training import loop
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
 from sf_teacher.training.settings import TrainConfig
 
-from ..helpers import draw_nothing, processes
+from ..helpers import processes, stand_in
 
 SIZE, CLASSES = (3, 16, 16), 4
 TIMINGS = {'seconds', 'images_per_second', 'memory_mb'}
@@ -139,15 +138,14 @@ def train_and_die(event: int, output: Path, **kwargs: Any) -> None:
 
 
 def run(target: Any, *args: Any, **kwargs: Any) -> Any:
-    process = processes.Process(target=_undrawn, args=(target, *args), kwargs=kwargs)
+    process = processes.Process(target=_with_stand_ins, args=(target, *args), kwargs=kwargs)
     process.start()
     return process
 
 
-def _undrawn(target: Any, *args: Any, **kwargs: Any) -> None:
-    """Like the fixture of this name in this process; but where a kill may come as curves are drawn, they are."""
-    if target is not train_and_die:
-        loop.draw_curves = draw_nothing
+def _with_stand_ins(target: Any, *args: Any, **kwargs: Any) -> None:
+    """As in the process of the tests; but where a kill may come as curves are drawn, they are."""
+    stand_in(but='curves' if target is train_and_die else None)
     target(*args, **kwargs)
 
 
