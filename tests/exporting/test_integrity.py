@@ -9,7 +9,6 @@ from sf_teacher.adapters._timm import build_model, build_teacher
 
 import sf_teacher
 from sf_teacher import SFTeacherError, cli
-from sf_teacher.exporting import reload
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
 from sf_teacher.training.loading import load_teacher
