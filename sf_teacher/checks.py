@@ -9,6 +9,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .errors import SFTeacherError
+from .validation import setting
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -117,3 +118,20 @@ def check_target(target: torch.Tensor, batch: int, num_classes: int) -> None:
     elif not target.is_meta and not (int(target.min()) >= 0 and int(target.max()) < num_classes):
         raise SFTeacherError(f'labels must lie in 0..{num_classes - 1}; got {int(target.min())}..{int(target.max())}. '
                              f'Is the teacher built with the right num_classes?')
+
+
+def check_forward(model: nn.Module, role: str, size: Any, num_classes: int, device: torch.device) -> None:
+    """Run two images through a model in eval mode, so that a size or class count that does not fit is found now."""
+    training = model.training
+    try:
+        with torch.inference_mode():
+            output = model.eval()(torch.zeros(2, *size, device=device))
+    except Exception as error:
+        raise SFTeacherError(f'{role} {type(model).__name__} does not take images of '
+                             f'{setting("input_size", tuple(size))} '
+                             f'({type(error).__name__}: {error}): give the size that it was made for') from error
+    finally:
+        model.train(training)
+    if not isinstance(output, torch.Tensor) or tuple(output.shape) != (2, num_classes):
+        raise SFTeacherError(f'{role} {type(model).__name__} does not return one tensor of logits for {num_classes} '
+                             f'classes: choose another model')

@@ -18,9 +18,9 @@ import sf_teacher
 from sf_teacher import SFTeacherError
 from sf_teacher.data.opening import _open_files
 from sf_teacher.exporting import reload
+from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
-from sf_teacher.training.loading import load_teacher
 from tests.exporting.folders import edit_config, edit_probe
 from tests.helpers import build
 from tests.split.families import FAMILIES

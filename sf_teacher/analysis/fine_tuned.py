@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.datasets import Data
 from ..data.settings import DataConfig
-from ..training.loading import exported_folder
+from ..exporting.exported import exported_folder
 from ..training.planning import STANDARD
 from ..training.runs import train_teacher
 from ..training.settings import ReportRun, TeacherRun, TrainConfig

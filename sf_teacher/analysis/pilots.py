@@ -14,6 +14,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..data.datasets import Data
+from ..exporting.exported import exported_folder
 from ..files import write_atomically
 from ..functional import calibration_error, entropy, kl_divergence, linear_cka, top1
 from ..split.pairing import default_boundaries, pair_boundaries
@@ -21,7 +22,6 @@ from ..split.teacher_taps import teacher_boundaries
 from ..training.components import eval_model
 from ..training.distillation import KD_SETTINGS
 from ..training.fitting import fit
-from ..training.loading import exported_folder
 from ..training.planning import Plan, plan_student
 from ..training.settings import ReportRun, StudentRun
 from .similarity import Predictions, predict

@@ -15,8 +15,8 @@ from ..data.datasets import load_data
 from ..data.settings import NO_SPLIT
 from ..data.unlabelled import with_unlabelled
 from ..errors import SettingError, SFTeacherError
+from ..exporting.exported import load_teacher
 from ..files import write_atomically
-from ..training.loading import load_teacher
 from ..training.planning import plan_teacher
 from ..training.settings import ReportRun
 from ..validation import setting

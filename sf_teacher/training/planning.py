@@ -12,11 +12,14 @@ from timm.task import ClassificationTask, TrainingTask
 from timm.utils import random_seed
 from torch import nn
 
+from ..checks import check_forward
 from ..data.classes import check_same_classes
 from ..data.datasets import Data, load_data
 from ..data.loaders import create_loaders, flip_probability
 from ..data.unlabelled import LabelledOnly, WithUnlabelled, with_unlabelled
 from ..errors import SettingError, SFTeacherError
+from ..exporting.class_names import class_names_of
+from ..exporting.exported import load_teacher
 from ..factory import create_model, wrap
 from ..joint_task import JointTask
 from ..methods import METHODS, make_method
@@ -24,9 +27,9 @@ from ..methods.base import Method
 from ..split.boundaries import default_input_size
 from ..validation import like_it, setting
 from .components import criterion
+from .device import init_device
 from .distillation import KD, check_settings
 from .interruption import World
-from .loading import check_forward, class_names_of, init_device, load_teacher
 from .settings import StudentRun, TeacherRun, parse_boundaries
 from .threads import default_threads
 

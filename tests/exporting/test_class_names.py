@@ -5,9 +5,10 @@ import pytest
 import timm
 
 from sf_teacher import SFTeacherError, cli, wrap
+from sf_teacher.exporting.class_names import class_names_of
+from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
-from sf_teacher.training.loading import class_names_of, load_teacher
 from tests.exporting.folders import edit_config
 from tests.helpers import build
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.exporting import normalise
+from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
-from sf_teacher.training.loading import load_teacher
 from tests.exporting.folders import edit_probe
 from tests.helpers import build, jitter
 

@@ -9,9 +9,9 @@ from sf_teacher.adapters._timm import build_model, build_teacher
 
 import sf_teacher
 from sf_teacher import SFTeacherError, cli
+from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
-from sf_teacher.training.loading import load_teacher
 from tests.exporting.folders import edit_config, edit_probe
 from tests.helpers import build
 
