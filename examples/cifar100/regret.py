@@ -26,10 +26,10 @@ from torchvision.transforms.functional import to_pil_image
 
 from sf_teacher.analysis.halving import seconds
 from sf_teacher.analysis.report import report, table
+from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.data.settings import NO_SPLIT, DataConfig
 from sf_teacher.errors import SFTeacherError
 from sf_teacher.files import write_atomically
-from sf_teacher.training.settings import ReportRun
 
 HERE = Path(__file__).resolve().parent
 RESULTS, ADVISOR = HERE / 'results', 'advisor'

@@ -11,8 +11,9 @@ from ..data.settings import DataConfig
 from ..exporting.exported import exported_folder
 from ..training.planning import STANDARD
 from ..training.runs import train_teacher
-from ..training.settings import ReportRun, TeacherRun, TrainConfig
+from ..training.settings import TeacherRun, TrainConfig
 from .pilots import digest, remembered, stamp
+from .settings import ReportRun
 
 _logger = logging.getLogger(__name__)
 

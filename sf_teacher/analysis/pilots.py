@@ -23,7 +23,8 @@ from ..training.components import eval_model
 from ..training.distillation import KD_SETTINGS
 from ..training.fitting import fit
 from ..training.planning import Plan, plan_student
-from ..training.settings import ReportRun, StudentRun
+from ..training.settings import StudentRun
+from .settings import ReportRun
 from .similarity import Predictions, predict
 
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')

@@ -18,12 +18,12 @@ from ..errors import SettingError, SFTeacherError
 from ..exporting.exported import load_teacher
 from ..files import write_atomically
 from ..training.planning import plan_teacher
-from ..training.settings import ReportRun
 from ..validation import setting
 from . import halving
 from .figures import matplotlib_pyplot, report_figure
 from .fine_tuned import fine_tune, fine_tunings
 from .pilots import Candidate, Pilots, pilot_settings, put_json
+from .settings import ReportRun
 from .similarity import interval
 
 _logger = logging.getLogger(__name__)

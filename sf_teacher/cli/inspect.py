@@ -2,7 +2,8 @@
 import argparse
 import json
 
-from ..training.settings import Inspection, parse_boundaries
+from ..analysis.settings import Inspection
+from ..training.settings import parse_boundaries
 from .flags import add_settings, settings
 
 HELP = 'what would be attached where, and what it would cost'

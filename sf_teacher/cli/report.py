@@ -3,7 +3,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..training.settings import ReportRun
+from ..analysis.settings import ReportRun
 from .flags import add_settings, settings
 
 HELP = 'measure how well students learn from exported teachers'

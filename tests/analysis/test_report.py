@@ -18,12 +18,13 @@ from sf_teacher.analysis import halving, pilots
 from sf_teacher.analysis.figures import report_figure
 from sf_teacher.analysis.pilots import Candidate
 from sf_teacher.analysis.report import _compare, _recommend, report, table
+from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.analysis.similarity import interval
 from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.functional import calibration_error, entropy, kl_divergence, linear_cka
 from sf_teacher.training.components import eval_model
 from sf_teacher.training.planning import plan_student
-from sf_teacher.training.settings import ReportRun, StudentRun
+from sf_teacher.training.settings import StudentRun
 
 from ..training import training_runs as runs
 

@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from sf_teacher import cli
+from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.cli.app import parsers
 from sf_teacher.cli.flags import key_value
 from sf_teacher.cli.report import LEFT_OUT
-from sf_teacher.training.settings import ReportRun, StudentRun, TeacherRun
+from sf_teacher.training.settings import StudentRun, TeacherRun
 from sf_teacher.training.settings_file import read_yaml, to_yaml
 from sf_teacher.validation import from_dict
 

@@ -8,11 +8,12 @@ import timm
 
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.analysis.report import report
+from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.settings import DataConfig
 from sf_teacher.exporting.exporter import export
 from sf_teacher.training.planning import plan_student, plan_teacher
-from sf_teacher.training.settings import ReportRun, StudentRun, TeacherRun
+from sf_teacher.training.settings import StudentRun, TeacherRun
 
 from . import training_runs as runs
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.cli.app import parsers
 from sf_teacher.cli.flags import settings
-from sf_teacher.training.settings import ReportRun, StudentRun, TeacherRun
+from sf_teacher.training.settings import StudentRun, TeacherRun
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [(path.name, line) for path in sorted((ROOT / 'docs').rglob('*.md'))
