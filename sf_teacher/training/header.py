@@ -1,4 +1,4 @@
-"""What is said of a run before its first epoch."""
+"""What is said of a run before its first epoch, and by a dry run."""
 from __future__ import annotations
 
 from typing import Any
@@ -22,12 +22,13 @@ def header(plan: Plan) -> str:
     size = 'x'.join(map(str, config.input_size))
     return '\n'.join([
         *_models(task, plan),
-        f'device:   {device}' + (f', {world.size} processes' if world.size > 1 else '') + f', images {size}',
+        f'device:   {device}' + (f', {world.size} processes' if world.size > 1 else '') + f', images {size}, mean '
+        f'{_joined(config.mean)}, std {_joined(config.std)}',
         *(f'{"data:" if i == 0 else "":9} {line}' for i, line in enumerate(plan.data.contents)),
         f'steps:    {config.epochs} epochs of {steps} steps of {config.batch_size * world.size} images, '
-        f'{config.epochs * steps} in all',
+        f'{config.epochs * steps} in all; {config.opt} lr {config.lr:g}, {config.sched}',
         *_cost(task, plan),
-        f'output:   {config.output}',
+        f'output:   {config.output or "none"}',
     ])
 
 
@@ -52,6 +53,10 @@ def _cost(task: TrainingTask, plan: Plan) -> list[str]:
         return []
     return [f'cost:     a step takes about {step_ratio(task, plan.config.epochs):.2f} x a plain step of the teacher '
             f'(FLOPs)']
+
+
+def _joined(values: Any) -> str:
+    return ' '.join(f'{v:g}' for v in values)
 
 
 def _millions(module: Any) -> str:

@@ -371,7 +371,8 @@ def test_dry_run_prints_plan_and_cost_and_writes_nothing(more, tmp_path, monkeyp
             '--device', 'cpu', '--output', 'run', '--dry-run', *more.split()]
     assert cli.main(args) == 0
     out = capsys.readouterr().out
-    for text in ('StudentFriendlyTask(', 'branches: ', '3 epochs of 89 batches of 16', 'hours for all', '3x32x32'):
+    for text in ('StudentFriendlyTask(', 'branches: ', '3 epochs of 89 steps of 16 images', 'hours for all',
+                 'images 3x32x32, mean 0.5 0.5 0.5, std', 'sgd lr 0.05, cosine'):
         assert text in out
     assert list(tmp_path.iterdir()) == []
 
