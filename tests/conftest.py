@@ -36,7 +36,7 @@ def stand_ins():
 
 
 @pytest.fixture(autouse=True)
-def real_where_marked(request, stand_ins, monkeypatch):
+def real_where_marked(request, seeded, stand_ins, monkeypatch):
     for mark, places in stand_ins.items():
         for place in places if request.node.get_closest_marker(mark) else ():
             monkeypatch.setattr(*place)
