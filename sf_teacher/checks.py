@@ -1,4 +1,4 @@
-"""Checks of what a user passes in, made before anything is built or trained."""
+"""Checks of what a user passes in, made before anything is trained."""
 import reprlib
 from collections.abc import Sequence
 from typing import Any

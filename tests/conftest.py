@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         shared = (definitions[-1].scope for definitions in item._fixtureinfo.name2fixturedefs.values())
         if {'module', 'class'} & set(shared):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 CPU_LIMIT = 60      # seconds of CPU time of a test, its processes included; the wall clock depends on who else is there

@@ -1,4 +1,4 @@
-"""What several test files do: a few steps of training, and work on two ranks."""
+"""What several test files do: a few steps of training, work on two ranks, and what stands in for what costs much."""
 import multiprocessing
 import os
 from pathlib import Path

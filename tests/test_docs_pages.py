@@ -1,6 +1,7 @@
 """Longer pages do what they say: usage.md runs, the YAML of torchdistill.md is read, measured tables are current.
 
-Nothing is substituted: the blocks are executed as they stand, top to bottom in one namespace, in an empty folder.
+The blocks are executed as they stand, top to bottom in one namespace, in an empty folder; exports are checked in this
+process, where README's are checked in a fresh one.
 """
 import contextlib
 import re

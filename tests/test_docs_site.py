@@ -79,6 +79,7 @@ def test_a_link_to_a_missing_file_of_the_repository_fails_the_build():
     assert rewrite('[a](../../setup.cfg)', page=page, config=config) == '[a](https://example.org/x/blob/main/setup.cfg)'
 
 
+@pytest.mark.fresh_check
 def test_python_of_the_pages_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = 0

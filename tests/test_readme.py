@@ -38,6 +38,7 @@ def test_it_is_short():
     assert len(README.splitlines()) < 120
 
 
+@pytest.mark.fresh_check
 def test_six_lines_of_python_print_the_output_that_is_shown(tmp_path, monkeypatch):
     (code,), (shown,) = blocks('python'), blocks('text')
     assert len(code.splitlines()) == 6

@@ -186,6 +186,7 @@ def test_every_line_of_the_page_has_its_test():
 
 
 def test_an_ordinary_folder_is_read_without_network_and_without_writing(folder, watched):
+    """`verify` in this process, where it can be watched; the fresh one is given a temporary folder to answer in."""
     watched.clear()
     for consumer in CONSUMERS.values():
         consumer(folder)

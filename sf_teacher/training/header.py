@@ -15,7 +15,7 @@ from .planning import Plan
 
 
 def header(plan: Plan) -> str:
-    """Models, boundaries, device, threads, images per class and split, steps and what one costs."""
+    """Models, boundaries, device, threads, images and how they are normalised, steps, optimizer, what a step costs."""
     config, task, world = plan.config, plan.task, World.current()
     steps = len(plan.train_loader)
     device = f'{task.device}' + (f' with {config.threads} threads' if task.device.type == 'cpu' else '')

@@ -1,7 +1,8 @@
 """Settings of runs and reports that are given in Python, and paths in them."""
 from functools import partial
 
-from sf_teacher.analysis.report import ReportRun, report
+from sf_teacher.analysis.report import report
+from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.errors import SettingError
 from sf_teacher.training.runs import distill, train_teacher
 from sf_teacher.training.settings import StudentRun, TeacherRun

@@ -216,7 +216,9 @@ def test_a_dry_run_decodes_nothing(more, root, tmp_path, capsys, monkeypatch):
     args = ['train', 'test_resnet', '--method', 'none', '--data', str(root), '--input-size', '3', '16', '16',
             '--batch-size', '8', '--device', 'cpu', '--output', str(tmp_path / 'run'), '--dry-run']
     assert cli.main(args + more) == 0
-    assert 'epochs of 3 batches of 8' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for text in ('teacher:  test_resnet, ', 'epochs of 3 steps of 8 images', f'output:   {root}/run', 'measured: '):
+        assert text in out
 
 
 @pytest.mark.parametrize('workers', [0, 2])

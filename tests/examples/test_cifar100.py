@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -20,6 +22,7 @@ import sf_teacher
 from sf_teacher.methods import METHODS
 
 from ..helpers import processes
+from ..training.training_runs import loaders
 from . import quick_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -348,6 +351,16 @@ def test_what_a_teacher_said_is_remembered_bit_for_bit(chosen, tiny):
     assert len(same) == 2
     for key in same:
         assert all(asked[key][name] == chosen[key][name] for name in ('train_loss', 'top1', 'validation_top1', 'kl'))
+
+
+def test_what_a_teacher_says_in_lower_precision_is_kept_in_it(modules, tmp_path):
+    teacher, (loader, _) = timm.create_model('test_resnet', num_classes=4).eval(), loaders()
+    autocast = partial(torch.autocast, 'cpu', torch.bfloat16)
+    said = modules['images'].teacher_logits(teacher, loader, 2, tmp_path / 'said.pt', autocast, channels_last=True)
+    loader.set_epoch(1)
+    with autocast(), torch.no_grad():
+        expected = [teacher(images.contiguous(memory_format=torch.channels_last)) for images, _ in loader]
+    assert said.dtype == torch.bfloat16 and torch.equal(said[len(loader):], torch.stack(expected))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from sf_teacher import SFTeacherError, cli
-from sf_teacher.exporting import normalise
+from sf_teacher.exporting import normalise, reload
 from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.exporting.exporter import export
 from sf_teacher.exporting.verify import verify
@@ -440,7 +440,8 @@ def test_places_that_cannot_be_written(monkeypatch, tmp_path):
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.fresh_check
-def test_verify_in_a_fresh_process(folder, capsys, broken):
+def test_verify_in_a_fresh_process(folder, capsys, broken, monkeypatch):
+    monkeypatch.setattr(reload, 'report', lambda *args: pytest.fail('checked in this process'))
     assert cli.main(['verify', str(folder), '--json', '--tolerance', '0']) == 0
     report = json.loads(capsys.readouterr().out)
     assert report['bit_equal'] and report['arch'] == 'test_resnet' and report['exported_with'] == report['checked_with']

@@ -297,9 +297,9 @@ def test_compiled_a_pool_costs_one_graph_a_student(sampler):
         graphs.append(len(graph.graph.nodes))
         return graph.forward
 
-    pool, last = ['test_resnet', 'test_efficientnet'], ['layer3']
-    expected = steps(make(pool, method, boundaries=last), 10)
-    task = make(pool, method, boundaries=last)
+    pool, two = ['test_resnet', 'test_efficientnet'], ['layer2', 'layer3']
+    expected = steps(make(pool, method, boundaries=two), 10)
+    task = make(pool, method, boundaries=two)
     task.compile(backend=backend)
     found = steps(task, 10)
     # the teacher's, one for each student, and the first step where there is no baseline yet: not one for every step

@@ -11,7 +11,8 @@ from timm.task import ClassificationTask
 from sf_teacher import SFTeacherError, training
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.settings import DataConfig
-from sf_teacher.training.planning import load_teacher, plan_student
+from sf_teacher.exporting.exported import load_teacher
+from sf_teacher.training.planning import plan_student
 from sf_teacher.training.run_folder import RunFolder
 from sf_teacher.training.settings import StudentRun, TrainConfig
 

@@ -336,6 +336,7 @@ def started(*args, cwd):
 
 
 @pytest.mark.slow
+@pytest.mark.fresh_check
 def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_teacher(tmp_path, monkeypatch, capsys):
     args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--input-size', '3', '16', '16',
             '--batch-size', '256', '--epochs', '3', '--device', 'cpu', '--output', 'run']
