@@ -20,8 +20,8 @@ HEAD = """# Commands and flags of `sf-teacher`
 Names and meanings are those of timm's train script wherever it has them. Every flag of `train`, `distill` and `report`
 is also a setting of the YAML file that `--config` reads (`--batch-size` is `batch_size`), and a field of the config
 classes in `sf_teacher.training.settings` and `sf_teacher.analysis.settings`. `--print-config` prints such a file to
-start from, and each run writes the resolved settings to `OUTPUT/config.yaml`, which can be passed back in. Flags win over the
-file. A flag that is a switch has an opposite, `--no-...`, unless it is called so itself.
+start from, and each run writes the resolved settings to `OUTPUT/config.yaml`, which can be passed back in. Flags win
+over the file. A flag that is a switch has an opposite, `--no-...`, unless it is called so itself.
 
 Exit codes: 0; 1 if it failed; 2 for settings that cannot be; 128 and the signal's number if it was stopped.
 `sf-teacher --print-completion bash` prints the completion of bash, or of zsh.
