@@ -71,7 +71,7 @@ def table_of(protocol):
 
 
 @pytest.mark.parametrize(('begins', 'protocol'), [
-    ('**Few labels, many images without: a gain.**', 'few_labels'), ('**Labels for all images: none.**', 'cpu')])
+    ('**Few labels, many images without: a gain, for CNNs.**', 'few_labels'), ('**Labels for all images: none.**', 'cpu')])
 def test_the_numbers_it_quotes_are_those_of_the_table_of_results(begins, protocol):
     said = README.split(begins)[1].split('\n\n')[0]
     numbers = re.findall(r'[-+]?\d+\.\d\d', said)
@@ -88,9 +88,9 @@ def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():
             cells = [cell.strip() for cell in row.split('|')]
             if 'epochs' not in row and len(cells) > 8:
                 found[pair, cells[1]] = cells[8].split(';')[0].rpartition('] ')[2]
-    first, second = 'resnet10t (half width) -> test_resnet (half width)', \
-        'resnet10t (half width) -> test_efficientnet, branch test_resnet'
-    assert found[first, 'SFTN'] == found[second, 'SFTN'] == 'gain'
+    first, second, to_vit = (f'resnet10t (half width) -> {student}' for student in (
+        'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)'))
+    assert found[first, 'SFTN'] == found[second, 'SFTN'] == 'gain' and found[to_vit, 'SFTN'] == 'no gain'
     assert found[first, 'deep supervision only (kl_weight 0)'] == 'gain'
     assert found[first, 'standard, same compute'] == 'no gain'
 

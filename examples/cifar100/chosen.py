@@ -100,10 +100,10 @@ def selection_table(protocol: Protocol, found: dict[str, Row]) -> str:
 
 
 def reported(name: str) -> list[str]:
-    """What a protocol reports: pair by pair its name and its table."""
+    """What a protocol reports: the name and the table of each pair in which something is compared."""
     protocol = read(HERE / f'{name}.yaml')
     return [f'**{title}**\n\n{table(protocol, found)}' for title, found in by_student(protocol)
-            if any(row.students for row in found.values())]
+            if any(row.students for name, row in found.items() if name not in (ALONE, STANDARD))]
 
 
 def by_student(protocol: Protocol) -> Iterator[tuple[str, dict[str, Row]]]:
