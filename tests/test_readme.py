@@ -71,7 +71,8 @@ def table_of(protocol):
 
 
 @pytest.mark.parametrize(('begins', 'protocol'), [
-    ('**Few labels, many images without: a gain, for CNNs.**', 'few_labels'), ('**Labels for all images: none.**', 'cpu')])
+    ('**Few labels, many images without: a gain, for CNNs.**', 'few_labels'),
+    ('**Labels for all images: none.**', 'cpu')])
 def test_the_numbers_it_quotes_are_those_of_the_table_of_results(begins, protocol):
     said = README.split(begins)[1].split('\n\n')[0]
     numbers = re.findall(r'[-+]?\d+\.\d\d', said)
