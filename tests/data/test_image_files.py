@@ -217,7 +217,7 @@ def test_a_dry_run_decodes_nothing(more, root, tmp_path, capsys, monkeypatch):
             '--batch-size', '8', '--device', 'cpu', '--output', str(tmp_path / 'run'), '--dry-run']
     assert cli.main(args + more) == 0
     out = capsys.readouterr().out
-    for text in ('teacher:  test_resnet, ', 'epochs of 3 steps of 8 images', f'output:   {root}/run', 'measured: '):
+    for text in ('teacher:  test_resnet, ', 'epochs of 3 steps of 8 images', f'output:   {tmp_path}/run', 'measured: '):
         assert text in out
 
 

@@ -106,6 +106,7 @@ def test_files_are_readable_by_whoever_may_read_the_folder(folder):
     assert leftovers(folder.parent) == ['teacher']
 
 
+@pytest.mark.fresh_check     # in this process it draws random numbers
 def test_model_comes_back_as_it_was(tmp_path):
     model = build().train()
     model.layer1.eval()
