@@ -1,4 +1,3 @@
-import gc
 import os
 import sys
 from multiprocessing import forkserver
@@ -50,10 +49,6 @@ def pytest_collection_modifyitems(items):
         shared = (definitions[-1].scope for definitions in item._fixtureinfo.name2fixturedefs.values())
         if {'module', 'class'} & set(shared):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
-def pytest_collection_finish():
-    gc.freeze()     # what was imported is not looked through again and again, which took up to 6 % of the CPU time
 
 
 CPU_LIMIT = 60      # seconds of CPU time of a test, its processes included; the wall clock depends on who else is there
