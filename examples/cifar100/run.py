@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
 import signal
 import sys
 from pathlib import Path
@@ -60,4 +61,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    multiprocessing.set_start_method('spawn')       # CUDA works in no forked process
     main()

@@ -20,7 +20,6 @@ from plan import Result, chains, needed
 from protocol import Protocol, Run
 from worker import Worker, said_to
 
-START = 'spawn'     # how processes are made: CUDA works in no forked one
 Read = Callable[..., Protocol]
 
 
@@ -123,7 +122,7 @@ def schedule(
             print(folder, *(f'{run.kind} [{run.arm}] seed {run.seed}' for run, _ in chain), sep='\n    ')
         return 0
     start = (images, work, results, device, threads)
-    with multiprocessing.get_context(START).Pool(jobs, _start, start) as pool:
+    with multiprocessing.Pool(jobs, _start, start) as pool:
         while True:
             for job in [job for job in running if job.ready()]:
                 keys = running.pop(job)

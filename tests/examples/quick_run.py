@@ -20,8 +20,7 @@ def main(arguments: list[str], folder: Path, output: Path) -> None:
     for stream in (1, 2):
         os.dup2(where, stream)
     sys.path.insert(0, str(FOLDER))
-    scheduler, script = importlib.import_module('scheduler'), importlib.import_module('run')
+    script = importlib.import_module('run')
     stand_in()
-    scheduler.START = 'fork'
     sys.argv = ['run.py', *arguments]
     script.main()

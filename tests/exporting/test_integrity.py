@@ -144,6 +144,11 @@ def test_a_folder_that_somebody_else_wrote(folder, caplog):
     for loader in LOADERS.values():
         with pytest.raises(SFTeacherError, match=r'fc.weight in model.safetensors is not finite'):
             loader(folder)
+    weights = folder / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for loader in LOADERS.values():
+        with pytest.raises(SFTeacherError, match=r'model.safetensors cannot be read, it is truncated'):
+            loader(folder)
 
 
 def test_teacher_pth_under_a_timm_name(folder, tmp_path):

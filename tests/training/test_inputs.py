@@ -1,6 +1,5 @@
 """What users get wrong: each is an error that names cause and remedy, with an exit code, and loses no file."""
 import re
-import shutil
 import sys
 
 import pytest
@@ -11,7 +10,6 @@ from timm.task import ClassificationTask
 from sf_teacher import SFTeacherError, training
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.settings import DataConfig
-from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.training.planning import plan_student
 from sf_teacher.training.run_folder import RunFolder
 from sf_teacher.training.settings import StudentRun, TrainConfig
@@ -76,14 +74,6 @@ def test_resume_with_another_number_of_processes(tmp_path):
     torch.save(state | {'rng': state['rng'] * 2}, path)
     with pytest.raises(SFTeacherError, match='trained by 2 processes and this is 1: resume it with as many'):
         runs.train(tmp_path / 'run', 'plain', epochs=1, resume=True)
-
-
-def test_truncated_teacher(teacher, tmp_path):
-    shutil.copytree(teacher, tmp_path / 'teacher')
-    weights = tmp_path / 'teacher/model.safetensors'
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(SFTeacherError, match=r'model.safetensors cannot be read, it is truncated'):
-        load_teacher(str(tmp_path / 'teacher'))
 
 
 def test_nan_in_the_images_is_told_from_nan_in_the_loss(tmp_path):
