@@ -7,8 +7,8 @@ from torch import nn
 
 from sf_teacher.exporting.checkpoint import load_checkpoint
 from sf_teacher.exporting.exporter import check_export, export
+from tests.exporting.folders import MEAN, SIZE, STD, Own
 from tests.exporting.test_class_names import NAMES
-from tests.exporting.test_export import MEAN, SIZE, STD, Own
 from tests.helpers import build
 
 from .row import Place, Row

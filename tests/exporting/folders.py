@@ -1,4 +1,4 @@
-"""Exported folders that somebody edits."""
+"""Exported folders: what the tests export, how they look at it, and how somebody edits it."""
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,48 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import timm
+import torch
+from torch import nn
 
 from sf_teacher.exporting import reload
+
+MEAN, STD, SIZE = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (3, 64, 64)
+METADATA = {
+    'method': {'name': 'sftn', 'weight': 0.5},
+    'students': ['test_efficientnet'],
+    'data': 'digits',
+    'seed': 3,
+    'metrics': {'top1': 0.875},
+}
+
+
+class Own(nn.Module):
+    """A model that timm cannot build."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, width, 3), nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of 5 classes."""
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def logits_of(model: nn.Module, size: tuple[int, int, int] = SIZE) -> torch.Tensor:
+    """What a model gives for two images that are always the same."""
+    with torch.inference_mode():
+        return model.eval()(torch.randn(2, *size, generator=torch.Generator().manual_seed(5)))
+
+
+def load(folder: Path) -> nn.Module:
+    """An exported teacher, by timm alone."""
+    return timm.create_model(f'local-dir:{folder}', pretrained=True)
+
+
+def listed(path: Path) -> list[str]:
+    """The names in a folder."""
+    return sorted(entry.name for entry in path.iterdir())
 
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> bool:
