@@ -1,33 +1,21 @@
+"""The loop: bit for bit the one that anybody would write, and what its options change."""
 import copy
 import csv
-import io
-import json
-import logging
 import os
-import re
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import timm
 import torch
-import yaml
-from PIL import Image
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 import sf_teacher
-from sf_teacher import SFTeacherError, cli, training
-from sf_teacher.analysis.inspection import inspect
+from sf_teacher import training
 from sf_teacher.errors import SettingError
 from sf_teacher.training import Interrupted, evaluate, fit, threads
 from sf_teacher.training.components import create_optimizer
-from sf_teacher.training.planning import plan_student, plan_teacher
-from sf_teacher.training.progress import Average, Progress
-from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
-from sf_teacher.training.settings_file import read_yaml
+from sf_teacher.training.settings import TrainConfig
 
 from . import training_runs as runs
 
@@ -199,23 +187,6 @@ def test_compiled_tasks_train_and_resume(tmp_path):
     assert len(fit(runs.task('plain'), *runs.loaders(), again)) == 1
 
 
-@pytest.mark.parametrize('asked', [dict(tensorboard=True), dict(log_with='tensorboard')], ids=str)
-def test_tensorboard_files_are_written(asked, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    rows = fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=2, **asked))
-    assert list((tmp_path / 'run').glob('events.out.tfevents.*'))
-    events = EventAccumulator(str(tmp_path / 'run')).Reload()
-    assert [e.step for e in events.Scalars('train/loss')] == [0, 1]
-    assert [e.value for e in events.Scalars('eval/top1')] == pytest.approx([row['eval_top1'] for row in rows])
-
-
-def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'wandb', None)
-    with pytest.raises(SFTeacherError, match="log_with='wandb' needs wandb: pip install wandb accelerate, or leave it"):
-        fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1, log_with='wandb'))
-
-
 def test_without_output_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(fit(runs.task('plain'), *runs.loaders(), runs.settings(epochs=1))) == 1
@@ -258,55 +229,6 @@ def test_signals_stop_between_steps_and_leave_the_handlers_as_they_were(signum, 
     assert runs.differences(runs.final_state(tmp_path / 'run'), runs.final_state(tmp_path / 'straight')) == []
 
 
-def test_progress_is_plain_lines_outside_of_a_terminal_and_a_bar_in_one(capsys, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    plain = Progress(3, 10, 5)
-    assert [u for u in range(1, 11) if plain.due(u)] == [5, 10]
-    plain.began -= 10.
-    plain.show(0, 5, 1.5, 0.1, 100.)
-    assert capsys.readouterr().err == 'epoch 1/3  5/10  loss 1.5  lr 0.1  100 images/s  0:00:50 left\n'
-    plain._shown -= 31.     # nothing was said for so long
-    assert plain.due(6)
-    monkeypatch.setenv('TERM', 'xterm')
-    bar = Progress(3, 10, 5, Terminal())
-    bar.show(0, 5, 1.5, 0.1, 100.)
-    bar.line('a line [that stays]')
-    bar.close()
-    text = bar.stream.getvalue()
-    assert 'epoch 1/3  5/10  loss 1.5' in text and 'a line [that stays]' in text
-
-
-@pytest.mark.curves
-def test_a_header_says_what_will_be_done_and_curves_what_was(tmp_path, caplog):
-    data = runs.folder(tmp_path / 'data')
-    caplog.set_level(logging.INFO)
-    args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', str(data), '--input-size', '3', '16', '16',
-            '--batch-size', '8', '--epochs', '2', '--device', 'cpu', '--in-memory', '--output', str(tmp_path / 'run')]
-    assert cli.main(args) == 0
-    for text in ('teacher:  test_resnet, 0.', 'students: test_resnet; branches', 'branches: at layer',
-                 'device:   cpu with 1 threads, images 3x16x16', 'data:     train: 24 images of 4 classes (class0 6',
-                 'validation: 24 images', 'steps:    2 epochs of 3 steps of 8 images, 6 in all'):
-        assert text in caplog.text
-    known = inspect('test_resnet', ['test_resnet'], num_classes=4, input_size=(3, 16, 16))
-    ratio = known['step']['gflops_per_image'] / known['plain_step']['gflops_per_image']
-    assert f'cost:     a step takes about {ratio:.2f} x a plain step of the teacher (FLOPs)' in caplog.text
-    with Image.open(tmp_path / 'run/curves.png') as picture:
-        assert picture.width > 900      # three panels
-    assert read_yaml(tmp_path / 'run/config.yaml')['threads'] == 1
-
-
-@pytest.mark.curves
-def test_without_matplotlib_that_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    caplog.set_level(logging.INFO)
-    runs.train(tmp_path / 'run', 'plain', epochs=1)
-    assert 'curves.png is drawn where matplotlib is installed' in caplog.text
-    assert not (tmp_path / 'run/curves.png').exists()
-
-
 def test_threads_are_those_that_there_are_and_that_have_work(monkeypatch, tmp_path):
     for name in threads.VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -321,119 +243,3 @@ def test_threads_are_those_that_there_are_and_that_have_work(monkeypatch, tmp_pa
     assert threads.default_threads(64, (3, 32, 32)) == 6
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     assert threads.default_threads(128, (3, 224, 224)) == torch.get_num_threads()
-
-
-def test_averages_are_weighted_and_take_names_as_they_come():
-    average = Average()
-    average.update({'a': torch.tensor(1.), 'b': torch.tensor(2.)}, 3)
-    average.update({'a': torch.tensor(5.)}, 1)
-    assert average.compute() == {'a': 2., 'b': 2.}
-
-
-def started(*args, cwd):
-    return subprocess.Popen([sys.executable, '-m', 'sf_teacher', *args], cwd=cwd, stderr=subprocess.PIPE, text=True,
-                            stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-
-
-@pytest.mark.slow
-@pytest.mark.fresh_check
-def test_sigterm_prints_a_command_that_continues_to_the_export_of_a_verified_teacher(tmp_path, monkeypatch, capsys):
-    args = ['train', 'test_resnet', '--student', 'test_resnet', '--data', 'digits', '--input-size', '3', '16', '16',
-            '--batch-size', '256', '--epochs', '3', '--device', 'cpu', '--output', 'run']
-    process = started(*args, cwd=tmp_path)
-    while not (tmp_path / 'run/checkpoint-00001.pt').exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert re.search(r'stopped by SIGTERM in epoch [23]; [12] complete epochs are saved', err)
-    assert 'Traceback' not in err
-    command = re.search(r'Continue with\n  sf-teacher (.*)', err)[1]
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(command.split()) == 0
-    assert 'exported and verified' in capsys.readouterr().out
-    assert len((tmp_path / 'run/summary.csv').read_text().splitlines()) == 4
-    model = timm.create_model(f'local-dir:{tmp_path}/run/teacher', pretrained=True)
-    state = runs.final_state(tmp_path / 'run')['state_dict']
-    assert runs.differences(dict(model.state_dict()), dict(state)) == []
-    settings = yaml.safe_load((tmp_path / 'run/config.yaml').read_text())
-    assert settings['num_classes'] == 10 and settings['mean'] == [0.5] * 3 and settings['hflip'] == 0.
-    card = (tmp_path / 'run/teacher/README.md').read_text()
-    assert 'test_resnet' in card and 'digits' in card and 'eval_top1' in card and 'SFTN' in card
-
-
-@pytest.mark.parametrize('more', ['--student test_resnet', '--student test_resnet --method-kwargs kl_ramp=0.5',
-                                  '--method soteacher',
-                                  '--student test_resnet --amp --amp-dtype bfloat16 --channels-last --model-ema '
-                                  '--mixup 0.2 --grad-accum-steps 2 --torchcompile eager'])
-def test_dry_run_prints_plan_and_cost_and_writes_nothing(more, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    args = ['train', 'test_resnet', '--data', 'digits', '--batch-size', '16', '--epochs', '3',
-            '--device', 'cpu', '--output', 'run', '--dry-run', *more.split()]
-    assert cli.main(args) == 0
-    out = capsys.readouterr().out
-    for text in ('StudentFriendlyTask(', 'branches: ', '3 epochs of 89 steps of 16 images', 'hours for all',
-                 'images 3x32x32, mean 0.5 0.5 0.5, std', 'sgd lr 0.05, cosine'):
-        assert text in out
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def grey(tmp_path):
-    """Images with one channel, in folders."""
-    for path in runs.folder(tmp_path / 'grey').rglob('*.png'):
-        Image.open(path).convert('L').save(path)
-    return tmp_path / 'grey'
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('more', [
-    '--student test_resnet --input-size 1 16 16', '--student test_resnet --input-size 1 16 16 --in-memory',
-    '--method none --model-kwargs in_chans=1'])
-def test_grey_images_are_trained_on_and_the_teacher_exported(more, grey, tmp_path):
-    args = ['train', 'test_resnet', '--data', str(grey), '--batch-size', '8', '--epochs', '1', '--device', 'cpu',
-            '--workers', '0', '--output', str(tmp_path / 'run'), *more.split()]
-    assert cli.main(args) == 0
-    config = json.loads((tmp_path / 'run/teacher/config.json').read_text())['pretrained_cfg']
-    assert config['input_size'][0] == 1 and len(config['mean']) == len(config['std']) == 1
-    if 'none' not in more:      # the teacher is found in its run's folder, and under timm's name for it
-        student = ['--student', 'test_resnet', '--data', str(grey), '--batch-size', '8', '--epochs', '1', '--device',
-                   'cpu', '--workers', '0', '--model-kwargs', 'in_chans=1', '--output', str(tmp_path / 'student')]
-        assert cli.main(['distill', '--teacher', str(tmp_path / 'run'), *student]) == 0
-        assert cli.main(['distill', '--teacher', f'local-dir:{tmp_path}/run/teacher', '--dry-run', *student]) == 0
-
-
-def test_a_student_alone_learns_from_grey_images(grey, tmp_path):
-    plan = plan_student(StudentRun(student='test_resnet', data=str(grey), model_kwargs={'in_chans': 1}, workers=0,
-                                   batch_size=8, device='cpu'))
-    assert next(iter(plan.train_loader))[0].shape[1] == 1 == len(plan.config.mean)
-
-
-def test_boundaries_of_a_run_are_those_of_wrap():
-    config = dict(teacher='test_resnet', student=('test_vit',), data='digits', input_size=(3, 160, 160), device='cpu')
-    task = plan_teacher(TeacherRun(**config, boundaries=[3, 2])).task       # as YAML gives them
-    assert [b.name for b in task.branches.boundaries] == ['layer2', 'layer3']
-    task = plan_teacher(TeacherRun(**config, boundaries=('layer1:blocks.1', '2:3'))).task
-    assert task.branches.names == ['layer1-blocks.1', 'layer2-blocks.3']
-
-
-def test_distill_trains_a_student_in_the_teachers_preprocessing(tmp_path):
-    model = timm.create_model('test_resnet', num_classes=10)
-    timm.models.save_for_hf(model, str(tmp_path / 't'), model_args=dict(num_classes=10), safe_serialization=True,
-                            data_config=dict(input_size=(3, 16, 16), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
-    plan = plan_student(StudentRun(teacher=str(tmp_path / 't'), student='test_resnet', data='digits', device='cpu'))
-    assert plan.config.mean == (0.1, 0.2, 0.3) and plan.config.input_size == (3, 16, 16)
-    images, target = next(iter(plan.eval_loader))
-    images = images.clone()
-    teacher = plan.task.teacher
-    assert torch.equal(teacher.normalize_input(images, plan.task.student_mean, plan.task.student_std), images)
-    result = plan.task(images, target)
-    result['loss'].backward()
-    assert all(p.grad is None for p in teacher.parameters()) and not teacher.model.training
-    assert all(p.grad is not None for p in plan.task.get_trainable_module().parameters())
-
-
-def test_teachers_are_trained_by_the_same_loop_from_python():
-    task = sf_teacher.wrap('test_resnet', 'test_resnet', num_classes=runs.CLASSES, input_size=runs.SIZE)
-    rows = fit(task, *runs.loaders(), TrainConfig(epochs=1))
-    assert rows[0]['epoch'] == 0

@@ -1,0 +1,161 @@
+"""Settings chosen on some images and seeds, and reported on others; the queue; the regret of the advisor."""
+import json
+import re
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from .tiny_run import FOLDER, TINY, run, start
+
+CHOSEN = {
+    **TINY, 'results': 'chosen', 'per_class': 4, 'validation': 3, 'student_per_class': 9, 'unlabelled': True,
+    'temperatures': [2, 8], 'selection_seeds': [100], 'seeds': [0], 'students': 2,
+    'kd': {'task_loss_weight': 0., 'distill_loss_weight': 1.}, 'batch_size': 4,
+    'train': {'epochs': 2, 'lr': 0.05, 'channels_last': True},
+    'pairs': {'by name': {'teacher': {'name': 'test_resnet', 'channels': [16, 24, 24, 48]},
+                          'student': {'name': 'test_efficientnet'}, 'branch': {'name': 'test_resnet'}}},
+    'arms': {'standard': {}, 'half-way': {'halfway': True}, 'dkd': {'loss': 'dkd'}, 'cutmix': {'train': {'cutmix': 1.}},
+             'ema': {'train': {'model_ema': True, 'model_ema_decay': 0.9}},
+             'more': {'after': 'standard', 'train': {'epochs': 1}}, 'best': {'best_of': ['standard', 'half-way']}}}
+
+
+@pytest.fixture(scope='module')
+def chosen(tiny):
+    (tiny / 'chosen.yaml').write_text(yaml.safe_dump(CHOSEN, sort_keys=False))
+    run(tiny, 'chosen', 'chosen')
+    return read(tiny, 'chosen')
+
+
+def read(folder, work):
+    return {path.stem: json.loads(path.read_text()) for path in (folder / f'results-{work}' / 'chosen').glob('*.json')}
+
+
+@pytest.mark.slow
+def test_what_chooses_is_never_what_is_reported(modules, chosen, tiny):
+    protocol, plan = modules['protocol'].read(tiny / 'chosen.yaml'), modules['plan']
+    parts = {part: {r.key for chain in plan.chains(protocol, chosen, part) for r in chain}
+             for part in ('select', 'report')}
+    assert not parts['select'] & parts['report'] and parts['select'] | parts['report'] == set(chosen)
+    assert {chosen[key]['seed'] for key in parts['select']} == {100}
+    assert {chosen[key]['seed'] for key in parts['report']} == {0, 1000}
+    choices = plan.choose(protocol, chosen)
+    other = {key: {**result, 'top1': 100 - result['top1']} for key, result in chosen.items()}
+    assert plan.choose(protocol, other) == choices      # test images choose nothing
+    assert plan.choose(protocol, {key: chosen[key] for key in parts['select']}) == choices      # nor do other seeds
+    assert choices['by name', 'own', 'best'] in (
+        choices['by name', 'own', 'standard'], choices['by name', 'own', 'half-way'])
+    for arm in ('standard', 'best'):
+        temperatures = {r.settings['kd']['temperature']
+                        for r in plan.reported_runs(protocol, 'by name', arm, 0, choices)}
+        assert temperatures == {choices['by name', 'own', arm].temperature}
+    assert not plan.reported_runs(protocol, 'by name', 'standard', 0, {})       # before anything has been chosen
+
+
+@pytest.mark.slow
+def test_students_without_labels_see_none(modules, chosen, tiny):
+    settings = next(r['settings'] for r in chosen.values() if r['kind'] == 'student' and r['arm'] == 'standard')
+    assert settings['unlabelled'] and settings['kd']['task_loss_weight'] == 0 and settings['per_class'] == 9
+    images = torch.zeros(60, 3, 32, 32, dtype=torch.uint8), torch.arange(5).repeat(12)
+    split = modules['images'].Split({'train': images, 'test': images}, settings, torch.device('cpu'))
+    assert {int(t) for _, target in split.training(0) for t in target} == {0}
+    assert {int(t) for _, target in split.evaluation('validation') for t in target} == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_what_a_teacher_said_is_remembered_bit_for_bit(chosen, tiny):
+    settings = {**CHOSEN, 'temperatures': [8], 'arms': {'standard': {}, 'half-way': {'halfway': True}}}
+    (tiny / 'one.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
+    for arm in ('standard', 'half-way'):        # one student a chain: the teacher is asked every time
+        run(tiny, f'one-{arm}', 'one', '--arms', *{'standard', arm})
+    asked = {**read(tiny, 'one-standard'), **read(tiny, 'one-half-way')}
+    same = [key for key in asked if key in chosen and asked[key]['kind'] == 'student' and asked[key]['seed'] == 100]
+    assert len(same) == 2
+    for key in same:
+        assert all(asked[key][name] == chosen[key][name] for name in ('train_loss', 'top1', 'validation_top1', 'kl'))
+
+
+@pytest.mark.slow
+def test_an_average_of_the_weights_is_what_students_learn_from(chosen):
+    standard, ema = (next(r for r in chosen.values() if r['kind'] == 'teacher' and r['arm'] == arm and r['seed'] == 0)
+                     for arm in ('standard', 'ema'))
+    assert standard['train_loss'] == ema['train_loss'] and standard['ece'] != ema['ece']
+
+
+@pytest.mark.slow
+def test_the_scheduler_killed_alone_leaves_nothing_behind_and_goes_on(chosen, tiny):
+    arms = ('--arms', 'standard', 'cutmix')
+    process = start(tiny, 'alone-killed', 'chosen', *arms)
+    results = tiny / 'results-alone-killed' / 'chosen'
+    while not list(results.glob('*.json')) and process.is_alive():
+        time.sleep(0.05)
+    process.kill()      # its workers are not told
+    process.join()
+    time.sleep(2)
+    run(tiny, 'alone-killed', 'chosen', *arms)
+    assert {key: r['train_loss'] for key, r in read(tiny, 'alone-killed').items()} == {
+        key: r['train_loss'] for key, r in chosen.items() if r['arm'] in (*arms, 'alone')}
+
+
+@pytest.mark.slow
+def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen, tiny, monkeypatch, capsys):
+    (tiny / 'two.yaml').write_text(yaml.safe_dump({**CHOSEN, 'arms': {'standard': {}}}, sort_keys=False))
+    results = tiny / 'results-chosen'
+    monkeypatch.setattr(sys, 'argv', ['regret.py', '--protocol', str(tiny / 'two.yaml'), '--data', str(tiny / 'data'),
+                                      '--work', str(tiny / 'chosen'), '--results', str(results), '--budget', '2h'])
+    modules['regret'].main()
+    found = json.loads((results / 'advisor' / 'two-by-name-2h.json').read_text())
+    full = {r['settings']['kd']['temperature']: r['top1'] for r in chosen.values()
+            if r['kind'] == 'student' and r['seed'] == 100 and r['arm'] == 'standard'}
+    assert {t: top1 for _, t, top1 in found['candidates']} == full and found['epochs'] == 2
+    printed = capsys.readouterr().out
+    for name in ('recommended', 'leader'):
+        arm, temperature = found[name]
+        assert arm == 'standard' and f'{name}: standard at T = {temperature:g}, regret ' \
+            f'{max(full.values()) - full[temperature]:.2f} of 2 candidates' in printed
+    images = tiny / 'chosen' / 'advisor-two-by-name-2h' / 'images'
+    assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['--protocol', 'fewlabels'], r'there is no .*fewlabels.yaml; there are all_images, '),
+    (['--protocol', 'cpu'], 'cpu tries no temperatures'),
+    (['--pair', 'resnet50'], r"few_labels has no pair 'resnet50'; it has 'resnet10t \(half width\) -> "),
+    (['--results', 'nowhere'], 'no teacher of seed 100 has students of every temperature in nowhere: make them'),
+    ([], r'the weights of standard, SFTN.* of seed 100 are not in .*: give the --work of run.py'),
+    (['--budget', 'soon'], r'`?budget.*must be a time such as 90s, 20m or 2h'),
+    (['--data', 'nowhere'], 'nowhere')])
+def test_regret_says_what_is_missing_before_anything_is_piloted(modules, args, message, tmp_path, monkeypatch, capsys):
+    module, work, made = modules['regret'], tmp_path / 'work', []
+    if args and args[0] in ('--budget', '--data'):      # the teachers are there
+        protocol = modules['protocol'].read(FOLDER / 'few_labels.yaml')
+        pair, seed = next(iter(protocol.pairs)), protocol.selection_seeds[0]
+        made = [work / module.teacher_run(protocol, pair, name, seed).key / 'teacher'
+                for name in module.known(protocol, module.RESULTS, pair, seed)]
+    for folder in made:
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, 'argv', ['regret.py', '--work', str(work), *args])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert re.search(message, f'{stopped.value} {capsys.readouterr().err}')
+    assert sorted(work.glob('*')) == sorted(folder.parent for folder in made)
+
+
+@pytest.mark.slow
+def test_a_queue_is_worked_off_in_order_and_a_failure_stops_nothing_else(chosen, tiny, modules):
+    arms = {**CHOSEN['arms'], 'wrong': {'method': 'sftn', 'boundaries': [['nowhere', 'nowhere']]}}
+    (tiny / 'faulty.yaml').write_text(yaml.safe_dump({**CHOSEN, 'arms': arms}, sort_keys=False))
+    queue = [{'protocol': 'faulty', 'part': 'select', 'arms': ['wrong', 'dkd']},
+             {'protocol': 'faulty', 'part': 'report', 'arms': ['dkd'], 'seeds': [0]}]
+    (tiny / 'queue.yaml').write_text(yaml.safe_dump({'queue': queue}))
+    process = start(tiny, 'queue', 'queue')
+    process.join()
+    printed = (tiny / 'queue.log').read_text()
+    assert process.exitcode == 1 and 'nowhere' in printed
+    lines = [line for line in printed.splitlines() if '[dkd]' in line and ' seed ' in line]
+    assert [line.split(' seed ')[1].split()[0] for line in lines] == ['100'] * 3 + ['0', '0', '1000']
+    (tiny / 'queue.yaml').write_text(yaml.safe_dump({'queue': [{'protocol': 'faulty', 'arms': ['nothing']}]}))
+    with pytest.raises(SystemExit, match='faulty has no nothing'):
+        modules['scheduler'].stages_of(tiny / 'queue.yaml', None, None, modules['protocol'].read)
