@@ -1,4 +1,5 @@
 """What sf_teacher raises. Each message says what was given, where, what is allowed and how to fix it."""
+from __future__ import annotations
 
 
 class SFTeacherError(ValueError):
@@ -11,3 +12,8 @@ class SettingError(SFTeacherError):
 
 class BoundaryError(SFTeacherError):
     """A model cannot be tapped or cut at the boundary that was asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as a part of a sentence; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

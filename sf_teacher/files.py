@@ -27,12 +27,13 @@ LITTLE = 2 ** 20      # bytes: a disk with less is full
 _FAILURES = (OSError, RuntimeError, SafetensorError)     # of torch and safetensors, when a write fails
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], advice: str = '') -> None:
     """Write a file so that a crash at any moment leaves either the old one or the new one, complete.
 
     Args:
         path: Where to; a link there is replaced, not followed.
         write: Called with the open file.
+        advice: What to do if it cannot be written.
 
     Raises:
         SFTeacherError: It cannot be written, e.g. because the disk is full; what was there is still there.
@@ -54,7 +55,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, _FAILURES):
             raise SFTeacherError(f'cannot write {path}: {_reason(error, path)}. What was there before is '
-                                 f'complete') from error
+                                 f'complete{advice}') from error
         raise
 
 

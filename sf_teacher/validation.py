@@ -98,15 +98,10 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
     return cls(**values)
 
 
-def close_names(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Names like this one, the nearest first."""
-    return difflib.get_close_matches(name, list(known), count, cutoff)
-
-
 def like_it(name: Any, known: Iterable[str], otherwise: str | None = None, cutoff: float = 0.6) -> str:
     """The end of a message about an unknown name: those like it, or else `otherwise`, or all where they are few."""
     known = list(known)
-    close = close_names(str(name).lower(), known, cutoff=cutoff)
+    close = difflib.get_close_matches(str(name).lower(), known, cutoff=cutoff)
     if close:
         return f'; like it: {", ".join(close)}'
     if otherwise is not None:

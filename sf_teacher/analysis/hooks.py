@@ -5,6 +5,7 @@ path is called in another model is found by what the modules compute, never by a
 """
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,7 +20,6 @@ from ..errors import SFTeacherError
 from ..factory import create_model
 from ..split.boundaries import Boundary, Size, default_input_size, widest_stream
 from ..split.teacher_taps import teacher_boundaries
-from ..validation import close_names
 
 STAGES, POOLED, CLASSIFIER = ('layer1', 'layer2', 'layer3', 'layer4'), 'avgpool', 'fc'
 USES = {'stage': 'AT, FitNets, FT, VID, SPKD, ICKD', 'activation': 'KR (before the stage\'s last activation)',
@@ -229,7 +229,8 @@ def nearest(model: Any, path: str) -> str:
         said.append(f'what torchvision\'s ResNets call so is the {here.io} of {here.path!r} here')
     parent, _, last = path.rpartition('.')
     children = [n for n, _ in model.get_submodule(parent).named_children()] if parent in names else []
-    close = [f'{parent}.{n}' for n in close_names(last, children, 3, 0.3)]
-    close = close or close_names(path, names, 4, 0.4) or [n for n, _ in model.named_children()]
+    close = [f'{parent}.{n}' for n in difflib.get_close_matches(last, children, 3, 0.3)]
+    close = close or difflib.get_close_matches(path, names, 4, 0.4)
+    close = close or [n for n, _ in model.named_children()]
     said.append(f'near it are {", ".join(map(repr, close))}')
     return '; '.join(said)

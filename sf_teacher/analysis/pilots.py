@@ -76,11 +76,11 @@ class Pilots:
         return row
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
-        settings = asdict(replace(self.settings, output='', device='', workers=0))
+        settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if not f.metadata['free']}
         return digest(asdict(candidate), epochs, seed, stamp(candidate.folder), settings)[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
-        settings = replace(self.settings, epochs=epochs, seed=seed)
+        settings = replace(_shortened(self.settings, epochs), seed=seed)
         temperature = candidate.temperature or settings.kd_temperature
         like = plan_student(
             replace(settings, teacher=candidate.folder or self.like, kd_temperature=temperature), self.data)
@@ -152,7 +152,17 @@ def stamp(folder: str) -> list[int] | None:
 def pilot_settings(config: ReportRun) -> StudentRun:
     """The settings of a report that its students have."""
     common = {f.name: getattr(config, f.name) for f in fields(StudentRun)}
-    return StudentRun(**{**common, 'output': '', 'resume': False})
+    return StudentRun(**{**common, 'output': ''})
+
+
+def _shortened(settings: StudentRun, epochs: int) -> StudentRun:
+    """The same schedule in so many epochs: its warm-up and its decays come as much earlier."""
+    share = epochs / settings.epochs
+    milestones = tuple(e for e in (round(share * e) for e in settings.decay_milestones) if 0 < e < epochs)
+    return replace(
+        settings, epochs=epochs, warmup_epochs=min(round(share * settings.warmup_epochs), epochs - 1),
+        decay_epochs=share * settings.decay_epochs, decay_milestones=milestones or settings.decay_milestones,
+        sched=settings.sched if milestones or settings.sched != 'multistep' else 'constant')
 
 
 def put_json(file: Any, values: dict[str, Any]) -> None:

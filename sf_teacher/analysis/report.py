@@ -145,6 +145,9 @@ def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
     if config.given('kd_temperature'):
         raise SettingError(f'{setting("kd_temperature", config.kd_temperature)} is a setting of distill: give the '
                            f'temperatures of a report as {setting("temperatures")}')
+    if idle := config.given('resume', 'tensorboard', 'log_with'):
+        raise SettingError(f'{", ".join(map(setting, idle))}: a report has no use for it (it always goes on from '
+                           f'what it finds): leave it out')
     if not config.temperatures:
         raise SettingError(f'{setting("temperatures")} is empty: give at least one, e.g. 4')
     if not config.fine_tune and config.given('fine_tune_lr'):

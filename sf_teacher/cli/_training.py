@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -21,11 +20,13 @@ def add_run(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:
 
 def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> Path | None:
     """Plan or run; the exported folder, on the first process."""
+    from timm.utils.distributed import world_info_from_env
+
     from ..training.dry_run import describe
     from ..training.interruption import process_group
     from ..training.signals import Interrupted, signals
 
-    rank, processes = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    _, rank, processes = world_info_from_env()
     logging.basicConfig(format='%(message)s', level=logging.INFO if rank == 0 else logging.ERROR)
     try:
         with signals() as stop, process_group():    # the command's own signals

@@ -31,15 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='in the order of the logits; distillation compares them with the data')
     parser.add_argument('--metadata', type=_json_object, default={}, metavar='JSON', help='for the model card')
     parser.add_argument('--overwrite', action='store_true', help='replace an earlier export')
-    parser.add_argument(
-        '--format', default='timm', metavar='FORMAT',
-        help="'torchvision' adds torchvision.pth, for torchvision's model of the same name (default %(default)s)",
-    )
-    parser.add_argument(
-        '--layout', metavar='ZOO',
-        help="'repdistiller' or 'mdistiller', for a net of theirs given by --factory: adds ckpt_epoch_240.pth, which "
-        'they load as a teacher of their own',
-    )
+    parser.add_argument('--format', default='timm', metavar='FORMAT', help="'torchvision' adds torchvision.pth, for "
+                        "torchvision's model of the same name (default %(default)s)")
+    parser.add_argument('--layout', metavar='ZOO', help="'repdistiller' or 'mdistiller', for a net of theirs given by "
+                        '--factory: adds ckpt_epoch_240.pth, which they load as a teacher of their own')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -63,19 +58,9 @@ def run(args: argparse.Namespace) -> None:
         raise SFTeacherError(f'{args.model or args.factory} cannot be built: {type(e).__name__}: {e}') from e
     load_checkpoint(model, Path(args.checkpoint), args.prefix)
     folder = export(
-        model,
-        args.folder,
-        factory=args.factory,
-        model_args=args.model_args if args.factory else None,
-        input_size=args.input_size,
-        mean=args.mean,
-        std=args.std,
-        class_names=args.class_names,
-        metadata=args.metadata,
-        overwrite=args.overwrite,
-        format=args.format,
-        layout=args.layout,
-    )
+        model, args.folder, factory=args.factory, model_args=args.model_args if args.factory else None,
+        input_size=args.input_size, mean=args.mean, std=args.std, class_names=args.class_names, metadata=args.metadata,
+        overwrite=args.overwrite, format=args.format, layout=args.layout)
     if args.layout:
         print(f'{folder}: exported and verified; {args.layout} loads {folder / ZOO} as it is')
         return

@@ -8,7 +8,7 @@ import torch
 from timm.task import TrainingTask
 from torch import nn
 
-from ..errors import SFTeacherError
+from ..errors import SFTeacherError, first_line
 from ..rng import random_state, set_random_state
 from ..validation import setting
 
@@ -117,7 +117,7 @@ def explained(error: Exception, where: str, images: torch.Tensor, target: torch.
                               f'{setting("amp")}')
     loss = getattr(task, 'criterion', None)
     name = getattr(loss, '__name__', type(loss).__name__)
-    text = (str(error) or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     return SFTeacherError(f'{where} failed ({type(error).__name__}: {text}). It got images {_kind(images)} and targets '
                           f'{_kind(target)}, and its loss is {name}: do they fit each other and the model?')
 

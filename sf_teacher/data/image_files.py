@@ -21,7 +21,7 @@ from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
-from ..errors import SFTeacherError
+from ..errors import SFTeacherError, first_line
 
 SUFFIXES = frozenset(('.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png',
                       '.pnm', '.ppm', '.tif', '.tiff', '.webp'))
@@ -194,8 +194,3 @@ def described(skipped: Skipped) -> str:
     """What was left out, in words: counts, reasons and a few names."""
     return '; '.join(f'{len(paths)} {reason}: {", ".join(os.path.basename(p) for p in paths[:3])}'
                      + (' ...' if len(paths) > 3 else '') for reason, paths in sorted(skipped.items()))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as a part of a sentence."""
-    return (str(error) or type(error).__name__).splitlines()[0]

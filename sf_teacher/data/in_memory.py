@@ -12,9 +12,9 @@ from PIL import Image
 from timm.data import ImageDataset, create_transform
 from timm.data.distributed_sampler import OrderedDistributedSampler
 
-from ..errors import SFTeacherError
+from ..errors import SFTeacherError, first_line
 from ..validation import setting
-from .image_files import UNREADABLE, first_line, in_mode
+from .image_files import UNREADABLE, in_mode
 
 
 def load_images(

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..errors import SFTeacherError
+from ..errors import SFTeacherError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _reason(path: Path, error: Exception) -> str:
         return (f'it holds more than tensors and plain values ({", ".join(names[:3])}), and loading it could run '
                 f'foreign code. Where you trust it, save the weights alone: torch.save(torch.load(FILE, weights_only='
                 f'False)["state_dict"], OTHER)')
-    detail = (str(error) or type(error).__name__).splitlines()[0]
+    detail = first_line(error)
     return f'it is damaged, or no file of torch.save or safetensors ({detail})'
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
-from ..errors import SFTeacherError
+from ..errors import SFTeacherError, first_line
 from .exporter import TORCHDISTILL
 from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO
 from .verify import verify
@@ -59,7 +59,7 @@ def push(
 
 def _remedy(error: Exception) -> str:
     """What to do about what the client raises, whatever carries it over the network."""
-    said = (str(error) or type(error).__name__).splitlines()[0]
+    said = first_line(error)
     response = getattr(error, 'response', None)
     status = getattr(response, 'status_code', None)
     if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:

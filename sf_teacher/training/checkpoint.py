@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import SFTeacherError
+from ..errors import SFTeacherError, first_line
 
 _NEEDED = {'epoch', 'state_dict', 'optimizer', 'rng', 'rows', 'best'}
 _COLUMNS = {'epoch', 'lr', 'images_per_second', 'seconds', 'memory_mb'}
@@ -31,9 +31,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise SFTeacherError(f'{path} was refused: it holds more than tensors and plain values, and loading it could '
-                             f'run foreign code ({str(error).splitlines()[0]})') from error
+                             f'run foreign code ({first_line(error)})') from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise DamagedCheckpoint(f'{path} is damaged or truncated ({str(error).splitlines()[0]})') from error
+        raise DamagedCheckpoint(f'{path} is damaged or truncated ({first_line(error)})') from error
     if not isinstance(state, dict) or not state.keys() >= _NEEDED:
         raise SFTeacherError(f'{path} is not a checkpoint of sf_teacher')
     wrong = _wrong(state)

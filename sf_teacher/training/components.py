@@ -70,10 +70,10 @@ def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Opt
     parameters = trainable(task) if groups is None else groups(config.lr, config.weight_decay)
     try:
         optimizer = create_optimizer_v2(parameters, **optimizer_kwargs(config))
-    except ValueError as error:
-        close = like_it(config.opt, map(str, list_optimizers()), '; timm.optim.list_optimizers() lists them')
-        raise SettingError(f'timm has no optimizer {config.opt!r}{close} ({error})') from error
-    except (AssertionError, ImportError, RuntimeError) as error:
+    except (ValueError, AssertionError, ImportError, RuntimeError) as error:
+        if 'not found in registry' in str(error):
+            close = like_it(config.opt, map(str, list_optimizers()), '; timm.optim.list_optimizers() lists them')
+            raise SettingError(f'timm has no optimizer {config.opt!r}{close} ({error})') from error
         raise SFTeacherError(f'optimizer {config.opt!r} cannot be used here ({type(error).__name__}: {error}): choose '
                              f'another {setting("opt")}') from error
     if groups is not None and config.sched != 'none':

@@ -43,7 +43,6 @@ def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     accuracy = [name for name in names if name in ('train_top1', 'eval_top1')]
     branches = [name for name in names if name.startswith('train_branch_top1/')]
     gaps = [name for name in names if name.startswith('train_branch_gap/')]
-    taken = {*accuracy, *branches, *gaps, 'eval_top5'}
-    terms = [name for name in names if name.startswith(('train_', 'eval_')) and name not in taken and '/' not in name
+    terms = [name for name in names if name.startswith(('train_', 'eval_')) and '/' not in name
              and not name.endswith(('top1', 'top5'))]
     return {'loss terms': terms, 'accuracy, %': accuracy + branches, 'KL(teacher || branch), nats': gaps}

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 
-from ..errors import SFTeacherError
+from ..errors import SFTeacherError, first_line
 from ..validation import setting
 
 
@@ -17,6 +17,6 @@ def init_device(name: str) -> torch.device:
             device = torch.device(init_distributed_device_so(name)['device'])
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SFTeacherError(f'{setting("device", name)} cannot be used here ({str(error).splitlines()[0]}): try '
+        raise SFTeacherError(f'{setting("device", name)} cannot be used here ({first_line(error)}): try '
                              f'cpu') from error
     return device

@@ -1,7 +1,7 @@
 """The student's phase: kinds of distillation, and the settings that they take."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.task import LogitDistillationTask, TrainingTask
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import SettingError
 from ..kd_task import StudentFriendlyKDTask
-from ..validation import like_it, setting
+from ..validation import setting
 from .settings import StudentRun
 
 KD_SETTINGS = ('kd', 'kd_temperature', 'simplifier_lr', 'task_loss_weight', 'distill_loss_weight')
@@ -17,8 +17,6 @@ KD_SETTINGS = ('kd', 'kd_temperature', 'simplifier_lr', 'task_loss_weight', 'dis
 
 def check_settings(config: StudentRun) -> None:
     """Refuse settings of a distillation that do not go together."""
-    if config.kd not in KD:
-        raise SettingError(f'{setting("kd", config.kd)} must be one of {", ".join(KD)}{like_it(config.kd, KD, "")}')
     if (idle := config.given(*KD_SETTINGS)) and not config.teacher:
         raise SettingError(f'{", ".join(map(setting, idle))}: without a teacher the student learns alone, and this has '
                            f'no effect: leave it out, or give a teacher')
@@ -38,25 +36,17 @@ def check_settings(config: StudentRun) -> None:
                            f'images without labels')
 
 
-def _plain(student: nn.Module, teacher: nn.Module, loss: nn.Module, config: StudentRun, device: torch.device) \
-        -> TrainingTask:
-    return LogitDistillationTask(
-        student, teacher, loss, distill_loss_weight=config.distill_loss_weight,
-        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, device=device, verbose=False)
-
-
-def _student_friendly(
+def distillation_task(
         student: nn.Module,
         teacher: nn.Module,
         loss: nn.Module,
         config: StudentRun,
         device: torch.device,
 ) -> TrainingTask:
-    return StudentFriendlyKDTask(
-        student, teacher, criterion=loss, distill_loss_weight=config.distill_loss_weight,
-        task_loss_weight=config.task_loss_weight, temperature=config.kd_temperature, simplifier_lr=config.simplifier_lr,
-        device=device, verbose=False)
-
-
-KD: dict[str, Callable[[nn.Module, nn.Module, nn.Module, StudentRun, torch.device], TrainingTask]] = {
-    'plain': _plain, 'student_friendly': _student_friendly}
+    """The task that distils as `kd` says."""
+    common: dict[str, Any] = dict(
+        criterion=loss, distill_loss_weight=config.distill_loss_weight, task_loss_weight=config.task_loss_weight,
+        temperature=config.kd_temperature, device=device, verbose=False)
+    if config.kd == 'plain':
+        return LogitDistillationTask(student, teacher, **common)
+    return StudentFriendlyKDTask(student, teacher, simplifier_lr=config.simplifier_lr, **common)

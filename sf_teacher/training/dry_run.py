@@ -35,6 +35,6 @@ def _seconds_a_step(plan: Plan) -> float:
         began = time.perf_counter()
         loop.train_epoch(0, None)
         if plan.task.device.type == 'cuda':
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(plan.task.device)
         times.append(time.perf_counter() - began)
     return min(times[1:])

@@ -11,15 +11,13 @@ from timm.task import TrainingTask
 from ..data.batches import check_loaders
 from ..data.known_labels import check_known_labels
 from ..data.unlabelled import lowest_label
-from ..errors import SFTeacherError
-from .components import check_smoothing, criterion, evaluate
+from ..errors import SFTeacherError, first_line
+from .components import check_smoothing
 from .interruption import World
 from .loop import Loop, Row
 from .run_folder import RunFolder
 from .settings import TrainConfig
-from .signals import Interrupted, Stop, signals
-
-__all__ = ['Interrupted', 'TrainConfig', 'criterion', 'evaluate', 'fit']
+from .signals import Stop, signals
 
 
 def fit(
@@ -90,5 +88,5 @@ def _loading_processes(stop: Stop) -> Iterator[None]:
             raise
         time.sleep(0.5)     # the signal may be on its way here too
         stop.check()
-        raise SFTeacherError(f'a loading process died ({str(error).splitlines()[0]}): if it was short of memory, give '
+        raise SFTeacherError(f'a loading process died ({first_line(error)}): if it was short of memory, give '
                              f'fewer workers or smaller batches') from error

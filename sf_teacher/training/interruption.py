@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.utils.distributed import world_info_from_env
 from torch import nn
 
 from ..data.batches import check_loss
@@ -29,6 +29,13 @@ class World:
         """As torch.distributed was initialised."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process has here."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
 
 @contextmanager
 def process_group() -> Iterator[None]:
@@ -37,7 +44,7 @@ def process_group() -> Iterator[None]:
     Raises:
         SFTeacherError: This process failed, or another one did.
     """
-    rank, size = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    _, rank, size = world_info_from_env()
     try:
         yield
     except SFTeacherError as error:
@@ -79,7 +86,7 @@ class Guard:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
             anywhere, signum = flags.tolist()
         if anywhere:
-            reasons = self._gathered(_not_finite(result, inputs) if bad else '')
+            reasons = self.world.gathered(_not_finite(result, inputs) if bad else '')
             where = '; '.join(f'process {i}: {r}' if self.world.size > 1 else r for i, r in enumerate(reasons) if r)
             raise SFTeacherError(f'the loss is not finite in epoch {epoch + 1}, batch {batch + 1}: {where}. '
                                  + self._advice(epoch))
@@ -87,26 +94,17 @@ class Guard:
             self.stop.signum = signum       # perhaps another process's
             self.stop.check()
 
-    def check_between(self, device: torch.device) -> None:
+    def check_between(self) -> None:
         """The same for a signal that came between two epochs."""
-        if self.world.size > 1:
-            flag = torch.tensor(self.stop.signum, device=device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            self.stop.signum = int(flag)
-        self.stop.check()
+        if signum := max(self.world.gathered(self.stop.signum)):    # only what all know of: else one stops alone
+            self.stop.signum = signum
+            self.stop.check()
 
     def check_weights(self, epoch: int, module: nn.Module) -> None:
         """Never save weights that are not finite: a loss that was finite may have made them so in the last step."""
         for name, value in module.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise SFTeacherError(f'{name} is not finite after epoch {epoch + 1}. ' + self._advice(epoch))
-
-    def _gathered(self, reason: str) -> list[str]:
-        if self.world.size == 1:
-            return [reason]
-        reasons: list[Any] = [None] * self.world.size
-        dist.all_gather_object(reasons, reason)
-        return reasons
 
     def _advice(self, epoch: int) -> str:
         kept = f'The checkpoint after {epoch} epochs is kept in {self.kept}. ' if self.kept else ''

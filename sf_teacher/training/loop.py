@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.task import TrainingTask
-from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
+from timm.utils import dispatch_clip_grad, distribute_bn, random_seed
 
 from ..data.batches import check_labels, explained, unpacked
 from ..data.unlabelled import lowest_label
@@ -65,11 +64,10 @@ class Loop:
             if self.device.type == 'cpu':
                 raise SFTeacherError(f'{setting("sync_bn")} works between GPUs only: leave it out on the CPU')
             task.trainable_module = convert_sync_batchnorm(trainable(task))
-        amp = config.amp
         self.autocast: Callable[[], Any] = partial(
-            torch.autocast, self.device.type, getattr(torch, config.amp_dtype)) if amp else nullcontext
-        self.scaler = NativeScaler('cuda') if amp and config.amp_dtype == 'float16' and self.device.type == 'cuda' \
-            else None
+            torch.autocast, self.device.type, getattr(torch, config.amp_dtype)) if config.amp else nullcontext
+        scaled = config.amp and config.amp_dtype == 'float16' and self.device.type == 'cuda'
+        self.scaler = torch.amp.GradScaler('cuda', enabled=scaled)      # where it is not, it passes all on
         self.optimizer = create_optimizer(task, config)
         try:
             self.scheduler, self.epochs = create_scheduler_v2(
@@ -112,7 +110,7 @@ class Loop:
             self._save(self.start)
         for epoch in range(self.start, self.epochs):
             self.stop.where = f'in epoch {epoch + 1}; {epoch} complete epochs are saved'
-            self.guard.check_between(self.device)
+            self.guard.check_between()
             row = self._epoch(epoch, progress)
             if progress is not None:
                 progress.line(summary_line(row, self.epochs))
@@ -125,7 +123,7 @@ class Loop:
         if self.folder is not None and self.rows and self.world.rank == 0:
             draw_curves(self.rows, self.folder.path)
         self.stop.where = f'after the last epoch; {self.epochs} complete epochs are saved'
-        self.guard.check_between(self.device)
+        self.guard.check_between()
         return self.rows
 
     def _epoch(self, epoch: int, progress: Progress | None) -> Row:
@@ -222,33 +220,27 @@ class Loop:
 
     def _step(self, loss: torch.Tensor, last: bool) -> None:
         """Backward, and the optimizer's step where the batch is the last of its group."""
-        if self.scaler is not None:
-            self.scaler(loss, self.optimizer, clip_grad=self.config.clip_grad, clip_mode=self.config.clip_mode,
-                        parameters=self.clip, need_update=last)
-        else:
-            loss.backward(create_graph=getattr(self.optimizer, 'is_second_order', False))
-            if last:
-                if self.config.clip_grad is not None:
-                    dispatch_clip_grad(self.clip, self.config.clip_grad, mode=self.config.clip_mode)
-                self.optimizer.step()
-        if last:
-            self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward(create_graph=getattr(self.optimizer, 'is_second_order', False))
+        if not last:
+            return
+        if self.config.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            dispatch_clip_grad(self.clip, self.config.clip_grad, mode=self.config.clip_mode)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
 
     def _save(self, epoch: int) -> None:
         if self.folder is None:
             return
-        rng = [random_state(self.device)]
-        if self.world.size > 1:
-            rng = [{} for _ in range(self.world.size)]
-            dist.all_gather_object(rng, random_state(self.device))
+        rng = self.world.gathered(random_state(self.device))
         if self.world.rank != 0:
             return
         with undisturbed():
             state = {
                 'epoch': epoch, 'optimizer': self.optimizer.state_dict(), 'rng': rng, 'rows': self.rows,
-                'best': self.best, **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True)}
-            if self.scaler is not None:
-                state['scaler'] = self.scaler.state_dict()
+                'best': self.best, 'scaler': self.scaler.state_dict(), **self.task.get_checkpoint_state(),
+                **self.task.get_checkpoint_state(ema=True)}
             self.folder.save(state, epoch)
             self.folder.write_summary(self.rows)
 
@@ -267,7 +259,7 @@ class Loop:
             self.optimizer.load_state_dict(state['optimizer'])
             if _kinds(self.optimizer) != kinds:
                 raise ValueError('the settings of its optimizer are of other kinds')
-            if self.scaler is not None:
+            if state.get('scaler'):     # none of a run on the CPU
                 self.scaler.load_state_dict(state['scaler'])
             set_random_state(state['rng'][self.world.rank], self.device)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import statistics
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from timm.data import resolve_data_config
@@ -28,14 +28,13 @@ from ..split.boundaries import default_input_size
 from ..validation import like_it, setting
 from .components import criterion
 from .device import init_device
-from .distillation import KD, check_settings
+from .distillation import check_settings, distillation_task
 from .interruption import World
 from .settings import StudentRun, TeacherRun, parse_boundaries
 from .threads import default_threads
 
 _logger = logging.getLogger(__name__)
 
-RunConfig = TypeVar('RunConfig', TeacherRun, StudentRun)
 DIGITS_SIZE = (3, 32, 32)
 STANDARD = 'none'
 
@@ -100,10 +99,10 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     data = data or load_data(config, config.seed, channels)
     if config.unlabelled and not isinstance(data.train, WithUnlabelled):
         data = with_unlabelled(data, config, config.unlabelled, channels)
-    if teacher is not None and teacher.num_classes != data.num_classes:
-        raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
-                             f'{data.num_classes}: give the data that it was trained on')
     if teacher is not None:
+        if teacher.num_classes != data.num_classes:
+            raise SFTeacherError(f'the teacher in {config.teacher} has {teacher.num_classes} classes and the data '
+                                 f'{data.num_classes}: give the data that it was trained on')
         check_same_classes(data.class_names, class_names_of(teacher), f'the teacher in {config.teacher}')
     random_seed(config.seed)
     kwargs = {'pretrained': config.pretrained or None, **config.model_kwargs}
@@ -114,7 +113,7 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
     else:
         check_forward(teacher, 'teacher', size, data.num_classes, device)
         _set_data_config(student, mean=config.mean, std=config.std, crop_mode=expected['crop_mode'])
-        task = KD[config.kd](student, teacher, loss, config, device)
+        task = distillation_task(student, teacher, loss, config, device)
     metadata = {'description': f'A student ({config.student})' + (' of the teacher named below.' if teacher else '.'),
                 'method': f'knowledge distillation ({config.kd})' if teacher else 'none: learned alone',
                 'teacher': config.teacher or 'none'}
@@ -183,7 +182,7 @@ def _method(config: TeacherRun) -> Method | None:
     return make_method(name, config.method_kwargs)
 
 
-def _input_size(config: RunConfig) -> Any:
+def _input_size(config: TeacherRun | StudentRun) -> Any:
     return config.input_size or (DIGITS_SIZE if config.data == 'digits' else None)
 
 

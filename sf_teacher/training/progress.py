@@ -1,4 +1,4 @@
-"""What is seen of a run: averages of every loss term, progress in a terminal or a log, TensorBoard."""
+"""What is seen of a run: averages of every loss term, progress in a terminal or a log."""
 from __future__ import annotations
 
 import sys
@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from ..functional import top1
 
@@ -19,16 +20,15 @@ class Average:
     """Sample-weighted averages of named values, kept on the device; nothing is read before it is asked for."""
 
     def __init__(self) -> None:
-        self.sums: dict[tuple[str, ...], torch.Tensor] = {}
-        self.counts: dict[tuple[str, ...], int] = {}
+        self.sums: dict[tuple[str, ...], torch.Tensor] = {}     # and at the end of each the number of samples
 
     def update(self, values: Mapping[str, torch.Tensor], n: int) -> None:
         """Add values that are means over `n` samples."""
         names = tuple(values)
         stacked = torch.stack([v.detach() for v in values.values()])
-        stacked = stacked.to(torch.float32 if stacked.device.type == 'mps' else torch.float64) * n
+        stacked = stacked.to(torch.float32 if stacked.device.type == 'mps' else torch.float64)
+        stacked = F.pad(stacked, (0, 1), value=1.) * n
         self.sums[names] = self.sums[names] + stacked if names in self.sums else stacked
-        self.counts[names] = self.counts.get(names, 0) + n
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
         """The averages, over all processes if asked. Every process must have met the same names."""
@@ -37,9 +37,8 @@ class Average:
             if distributed:
                 sums = sums.clone()
                 dist.all_reduce(sums)
-            count = self.counts[names] * (dist.get_world_size() if distributed else 1)
-            for name, value in zip(names, sums, strict=True):
-                pair = torch.stack([value, value.new_tensor(count)])
+            for name, value in zip(names, sums[:-1], strict=True):
+                pair = torch.stack([value, sums[-1]])
                 totals[name] = totals[name] + pair if name in totals else pair
         return {name: (pair[0] / pair[1]).item() for name, pair in totals.items()}
 
@@ -125,8 +124,7 @@ class Progress:
             return
         rate = (done - self.start * self.updates) / max(self._shown - self.began, 1e-9)
         left = (self.epochs * self.updates - done) / rate
-        self.stream.write(f'{text}  {timedelta(seconds=round(left))} left\n')
-        self.stream.flush()
+        self.line(f'{text}  {timedelta(seconds=round(left))} left')
 
     def line(self, text: str) -> None:
         """Show a line that stays."""

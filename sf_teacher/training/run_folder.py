@@ -31,19 +31,6 @@ KEPT = 2    # the newest, and the one before it in case the disk damages the new
 _CHECKPOINT = re.compile(r'checkpoint-(\d{5,})\.pt')
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file so that a crash at any moment leaves either the old one or the new one, complete.
-
-    Raises:
-        SFTeacherError: It cannot be written, e.g. because the disk is full; what was there is still there.
-    """
-    try:
-        files.write_atomically(path, write)
-    except SFTeacherError as error:
-        raise SFTeacherError(f'{error}; make room or choose another output, then continue with '
-                             f'{setting("resume")}') from error
-
-
 class RunFolder:
     """The folder of a run.
 
@@ -90,7 +77,8 @@ class RunFolder:
         exported = ('teacher', 'student') if (self.path / CONFIG).exists() else ()      # else they are not of this run
         files.remove_leftovers(self.path, CONFIG, SUMMARY, CURVES, 'checkpoint-*.pt', *exported)
         self._made = []
-        write_atomically(self.path / CONFIG, lambda file: _put(file, to_yaml(replace(config, resume=False))))
+        text = to_yaml(replace(config, resume=False))
+        self._write(CONFIG, lambda file: file.write(text.encode()))
 
     def _check(self, config: TrainConfig, resume: bool) -> None:
         known, found = self.path / CONFIG, self.checkpoints()
@@ -125,7 +113,7 @@ class RunFolder:
 
     def save(self, state: dict[str, Any], epoch: int) -> None:
         """Write the checkpoint after so many epochs, then drop the oldest."""
-        write_atomically(self.path / f'checkpoint-{epoch:05d}.pt', lambda file: torch.save(state, file))
+        self._write(f'checkpoint-{epoch:05d}.pt', lambda file: torch.save(state, file))
         for path in self.checkpoints()[KEPT:]:
             path.unlink()
 
@@ -136,7 +124,11 @@ class RunFolder:
         writer = csv.DictWriter(text, names, lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.path / SUMMARY, lambda file: _put(file, text.getvalue()))
+        self._write(SUMMARY, lambda file: file.write(text.getvalue().encode()))
+
+    def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        advice = f'; make room or choose another output, then continue with {setting("resume")}'
+        files.write_atomically(self.path / name, write, advice)
 
     def close(self) -> None:
         """Let other processes have the folder; one that was made here and never got a run goes again."""
@@ -154,7 +146,3 @@ def _check_regular(path: Path) -> None:
     if not stat.S_ISREG(path.lstat().st_mode):
         kind = f'a link to {os.readlink(path)}' if path.is_symlink() else 'no regular file'
         raise SFTeacherError(f'{path} is {kind}, which no run leaves there: remove it, or choose another output')
-
-
-def _put(file: IO[bytes], text: str) -> None:
-    file.write(text.encode())

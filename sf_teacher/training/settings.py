@@ -72,6 +72,8 @@ class TrainConfig(Checked):
         if self.sched == 'multistep' and min(self.decay_milestones, default=self.epochs) >= self.epochs:
             raise SettingError(f'{written("decay_milestones")}: none is within {written("epochs")}, so the learning '
                                f'rate would never fall; give earlier ones')
+        if self.tensorboard and self.log_with not in ('none', 'tensorboard'):
+            raise SettingError(f'{written("tensorboard")} and {written("log_with")} are two trackers: give one')
         if self.min_lr > self.lr:
             raise SettingError(f'{written("min_lr")} is above {written("lr")}: the schedule goes down to it')
 
@@ -91,8 +93,7 @@ class MethodConfig(Checked):
 
     def __post_init__(self) -> None:
         if isinstance(self.boundaries, list | tuple):       # in YAML an index is a number
-            indices = [isinstance(b, int) and not isinstance(b, bool) for b in self.boundaries]
-            named = tuple(str(b) if index else b for b, index in zip(self.boundaries, indices, strict=True))
+            named = tuple(str(b) if isinstance(b, int) and not isinstance(b, bool) else b for b in self.boundaries)
             object.__setattr__(self, 'boundaries', named)
         super().__post_init__()
 
@@ -124,7 +125,7 @@ def parse_boundaries(texts: Sequence[str] | None) -> list[Any] | None:
                                f"name has a colon, write 'layer1:0=layer2:0', or 'layer1:0=' for a teacher's alone")
         return tuple(parts)
 
-    keys = [tuple(int(name) if name.isdigit() else name for name in pair(text)) for text in texts or ()]
+    keys = [tuple(int(name) if name.isdecimal() else name for name in pair(text)) for text in texts or ()]
     return [names if len(names) == 2 else names[0] for names in keys] or None
 
 
@@ -135,7 +136,8 @@ class StudentRun(DataConfig, TrainConfig):
     student: str = option('', 'timm name of the student')
     unlabelled: str = option('', 'folder or .tar of images without labels, to learn from the teacher on too (on these '
                              'only: with --train-split none)')
-    kd: str = option('plain', "distillation: plain, or student_friendly (a simplifier of the teacher's logits)")
+    kd: str = option('plain', "kind of distillation; student_friendly: by a simplifier of the teacher's logits",
+                     choices=('plain', 'student_friendly'))
     kd_temperature: float = option(4., 'temperature of the softened predictions', above=0, high=100)
     simplifier_lr: float = option(
         SIMPLIFIER_LR, "with --kd student_friendly: the simplifier's learning rate, as a fraction of the student's",

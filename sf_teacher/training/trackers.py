@@ -17,11 +17,14 @@ def start_tracker(config: TrainConfig, first_epoch: int) -> Any:
         first_epoch: The epoch that comes; what TensorBoard has of it and later ones is dropped.
 
     Raises:
-        SFTeacherError: It is not installed.
+        SFTeacherError: It is not installed, or the run has no output.
     """
     name = 'tensorboard' if config.tensorboard else config.log_with
-    if name == 'none' or not config.output:
+    if name == 'none':
         return None
+    if not config.output:
+        raise SFTeacherError(f'{setting("log_with", name)} has no effect without {setting("output")}: give '
+                             f'{setting("output")}, or leave it out')
     folder = Path(config.output).resolve()
     options: dict[str, dict[str, Any]] = {
         'tensorboard': {'logging_dir': str(folder.parent), 'purge_step': first_epoch},

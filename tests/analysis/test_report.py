@@ -118,6 +118,28 @@ def test_report_measures_teachers_and_pilots(teachers, tmp_path, capsys):
         json.loads(p.read_text())['seconds'] for p in (tmp_path / 'out/pilots').iterdir()))
 
 
+@pytest.mark.parametrize(('given', 'epochs', 'expected'), [
+    (dict(warmup_epochs=2), 5, dict(warmup_epochs=2)),
+    (dict(warmup_epochs=2), 2, dict(warmup_epochs=1)),
+    (dict(warmup_epochs=4), 1, dict(warmup_epochs=0)),
+    (dict(sched='multistep', decay_milestones=(2, 4)), 3, dict(sched='multistep', decay_milestones=(1, 2))),
+    (dict(sched='multistep', decay_milestones=(2, 4)), 1, dict(sched='constant')),
+    (dict(sched='wsd', decay_epochs=4.), 2, dict(decay_epochs=1.6)),
+])
+def test_a_shorter_pilot_has_the_same_schedule_in_its_epochs(given, epochs, expected):
+    settings = StudentRun(student='test_resnet', epochs=5, **given)
+    found = pilots._shortened(settings, epochs)
+    assert found.epochs == epochs and {name: getattr(found, name) for name in expected} == expected
+    assert pilots._shortened(settings, 5) == settings
+
+
+def test_pilots_are_known_again_whatever_ran_them(tmp_path):
+    made = [pilots.Pilots(StudentRun(student='test_resnet', **how), None, None, tmp_path, '')
+            for how in (dict(), dict(threads=1, workers=2, log_interval=9, device='cpu'), dict(lr=0.1))]
+    first, same, other = (p._key(pilots.Candidate(''), 1, 0) for p in made)
+    assert first == same != other
+
+
 @pytest.mark.slow
 def test_a_report_goes_on_where_it_was_stopped(teachers, tmp_path, monkeypatch):
     config = ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),

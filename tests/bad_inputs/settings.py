@@ -39,6 +39,7 @@ REPORTS = [
     (dict(temperatures=()), 'temperatures is empty: give at least one'),
     (dict(budget='soon'), "budget='soon' must be a time such as 90s, 20m or 2h"),
     (dict(teacher='x'), "teacher='x' is a setting of distill: give the teachers of a report as `teachers`"),
+    (dict(resume=True, log_with='wandb'), 'resume, log_with: a report has no use for it.*leave it out'),
     (dict(student=''), 'no student: give the timm name of one'),
     (dict(fine_tune_lr=0.1), 'fine_tune_lr=0.1 has no effect without fine_tune: give fine_tune, or leave it out'),
 ]

@@ -15,7 +15,7 @@ from torchdistill.core.distillation import get_distillation_box
 from sf_teacher.kd_task import StudentFriendlyKDTask
 from sf_teacher.methods._simplifier import CollapseWatch, Simplifier
 from sf_teacher.training.components import create_optimizer
-from sf_teacher.training.planning import KD
+from sf_teacher.training.distillation import distillation_task
 from sf_teacher.training.settings import SIMPLIFIER_LR, StudentRun
 
 from .. import helpers
@@ -252,7 +252,7 @@ def test_distill_trains_and_resumes_with_it(tmp_path):
     def task():
         student = timm.create_model('test_resnet', num_classes=runs.CLASSES)
         teacher = timm.create_model('test_resnet', num_classes=runs.CLASSES)
-        return KD['student_friendly'](student, teacher, nn.CrossEntropyLoss(), StudentRun(), CPU)
+        return distillation_task(student, teacher, nn.CrossEntropyLoss(), StudentRun(kd='student_friendly'), CPU)
 
     def run(folder, epochs, **kwargs):
         torch.manual_seed(0)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from sf_teacher import SFTeacherError, cli
@@ -13,6 +14,7 @@ from sf_teacher.training import fit
 from sf_teacher.training.progress import Average, Progress
 from sf_teacher.training.settings_file import read_yaml
 
+from ..helpers import on_two_ranks
 from . import training_runs as runs
 
 
@@ -87,3 +89,18 @@ def test_averages_are_weighted_and_take_names_as_they_come():
     average.update({'a': torch.tensor(1.), 'b': torch.tensor(2.)}, 3)
     average.update({'a': torch.tensor(5.)}, 1)
     assert average.compute() == {'a': 2., 'b': 2.}
+
+
+def averages_of_two_processes():
+    average = Average()
+    average.update({'a': torch.tensor(1. + 4. * dist.get_rank())}, 3 - 2 * dist.get_rank())
+    assert average.compute(distributed=True) == {'a': 2.}
+
+
+def test_averages_over_processes_count_what_each_has_seen(tmp_path):
+    on_two_ranks(tmp_path, averages_of_two_processes)
+
+
+def test_a_tracker_without_a_place_is_refused():
+    with pytest.raises(SFTeacherError, match="log_with='tensorboard' has no effect without output: give output"):
+        fit(runs.task('plain'), *runs.loaders(), runs.settings('', log_with='tensorboard'))

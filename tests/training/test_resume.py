@@ -3,6 +3,7 @@ import random
 import resource
 import signal
 import time
+import zipfile
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from sf_teacher import SFTeacherError
 from sf_teacher.training import loop
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
-from sf_teacher.training.run_folder import RunFolder, write_atomically
+from sf_teacher.training.run_folder import RunFolder
 from sf_teacher.training.settings_file import read_yaml
 
 from . import training_runs as runs
@@ -155,6 +156,17 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path):
         read_checkpoint(tmp_path / 'checkpoint-00001.pt')
 
 
+def test_a_checkpoint_whose_checksums_fit_and_that_ends_too_early(tmp_path):
+    torch.save({'epoch': 1}, tmp_path / 'checkpoint-00001.pt')
+    with zipfile.ZipFile(tmp_path / 'checkpoint-00001.pt') as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / 'checkpoint-00001.pt', 'w') as archive:
+        for name, data in records.items():
+            archive.writestr(zipfile.ZipInfo(name), data[:3] if name.endswith('data.pkl') else data)
+    with pytest.raises(SFTeacherError, match=r'checkpoint-00001.pt (is damaged or truncated|was refused)'):
+        read_checkpoint(tmp_path / 'checkpoint-00001.pt')
+
+
 def test_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
     output = tmp_path / 'run'
     runs.train(output, 'plain', epochs=1)
@@ -166,7 +178,7 @@ def test_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.torch, 'save', full)
     with pytest.raises(SFTeacherError, match=r'cannot write .*No space left on device.*make room'):
-        write_atomically(output / 'checkpoint-00001.pt', lambda file: checkpoint.torch.save({}, file))
+        runs.held(output, epochs=1).save({}, 1)
     assert (output / 'checkpoint-00001.pt').read_bytes() == before and not list(output.glob('.*.tmp'))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from sf_teacher import SFTeacherError, cli, training
 from sf_teacher.files import undisturbed
+from sf_teacher.training.interruption import Guard, World
 from sf_teacher.training.signals import Interrupted, Stop, signals
 
 from . import training_runs as runs
@@ -28,6 +29,21 @@ def slow_to_evaluate(tmp_path_factory):
         for i in range(40):
             os.link(path, path.with_name(f'{path.stem}-{i}.png'))
     return root
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(monkeypatch):
+    stop, world = Stop(), World(0, 2)
+
+    def gathered(value):
+        stop.signum = signal.SIGTERM
+        return [value, 0]       # nobody knew of one
+    monkeypatch.setattr(world, 'gathered', gathered)
+    guard = Guard(world, stop, '')
+    guard.check_between()       # the others go on, so this one does
+    monkeypatch.undo()
+    monkeypatch.setattr(world, 'gathered', lambda value: [0, value])
+    with pytest.raises(Interrupted, match='stopped by SIGTERM'):
+        guard.check_between()
 
 
 def started(data, output, epochs):
