@@ -79,7 +79,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
             requires_grad: True
           student:
             forward_proc: 'sf_teacher.skip_forward'
-            requires_grad: False
+            requires_grad: True
           criterion:
             key: 'WeightedSumLoss'
             kwargs:

@@ -86,7 +86,7 @@ of an SFTN step with the same student, its peak memory is {peak:.2f} of the larg
 def render(data: dict) -> str:
     loads = sorted(r['load'] for r in data['rows'])
     excess = [r['excess'] for r in data['rows'] if r['malloc'] == 'kept']
-    text = HEAD.format(**data['machine'], low=loads[0], high=loads[-1], met=sum(e <= 1.05 for e in excess),
+    text = HEAD.format(**data['machine'], low=loads[0], high=loads[-1], met=sum(round(e, 2) <= 1.05 for e in excess),
                        total=len(excess), largest=max(excess))
     pairs = list(dict.fromkeys(r['pair'] for r in data['rows']))
     ordered = sorted(data['rows'], key=lambda r: (pairs.index(r['pair']), ['sftn', 'teskd', 'gtn'].index(r['method'])))

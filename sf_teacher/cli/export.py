@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--prefix', metavar='P', help="of the teacher's names, if the checkpoint holds several models")
     parser.add_argument('--input-size', type=int, nargs=3, metavar=('C', 'H', 'W'), help='what it was trained at')
     parser.add_argument('--mean', type=float, nargs='+', metavar='M', help='what its images were normalised with')
-    parser.add_argument('--std', type=float, nargs='+', metavar='S', help='and divided by')
+    parser.add_argument('--std', type=float, nargs='+', metavar='S',
+                        help='standard deviation that its images were divided by')
     parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON',
                         help='for timm.create_model or the factory')
     parser.add_argument('--class-names', nargs='+', metavar='NAME',

@@ -8,7 +8,7 @@ from .flags import add_settings, settings
 
 HELP = 'measure how well students learn from exported teachers'
 EXAMPLE = 'sf-teacher report runs/teacher/teacher --student resnet10t --data digits --output runs/report'
-LEFT_OUT = ('teacher', 'resume', 'tensorboard', 'log_with')     # settings that a report has no use for
+LEFT_OUT = ('teacher', 'resume', 'tensorboard', 'log_with', 'kd_temperature')     # a report has no use for them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ NO_SPLIT = 'none'       # as train_split: no labelled images to train on
 @dataclass(frozen=True)
 class DataConfig(Checked):
     """The images: where they are, how they are brought to the network."""
-    data: str = option('', "'digits', or the folder or .tar that timm.data.create_dataset reads")
+    data: str = option(
+        '', "'digits', or the folder that holds the splits, as folders or .tar files (with --dataset: timm's root)")
     dataset: str = option('', "timm's dataset name, e.g. torch/cifar100, hfds/cifar100 (default: folders or tars)")
     train_split: str = option('train', 'training split, or the folder or .tar of that name in --data')
     val_split: str = option('validation', 'validation split; val, valid, eval, test are tried too')

@@ -31,16 +31,18 @@ class GTN(BranchMethod):
     sampler: str = option(
         'uniform', "how a student is sampled; 'learned': by a trained distribution, whose estimator and loss are ours",
         source='ours', choices=('uniform', 'learned'))
-    seed: int = option(0, 'of the sequence of paths', source='ours')
+    seed: int = option(0, 'seed of the order in which students are drawn', source='ours')
     path_weight: float = option(1., "weight of the learned sampler's loss", source='ours', low=0)
     entropy_weight: float = option(
-        0.1, 'weight of its distance from the uniform distribution, which counters a collapse on one student',
+        0.1, "weight of the sampler's distance from the uniform distribution, which counters a collapse on one student",
         source='ours', low=0)
     require_sharing: bool = option(
         False, 'refuse a pool in which some student shares weights with no other', source='ours')
     detach_features: bool = option(
         False, "whether the branches leave the teacher's features alone (a control experiment)", source='ours')
-    transform_act: str = option('auto', 'see `Transform`', source='ours', choices=ACTS)
+    transform_act: str = option(
+        'auto', 'ReLU at the end of a transform; auto: only where the student has no negative values',
+        source='ours', choices=ACTS)
 
     def build(self, context: Context) -> SampledPool:
         return SampledPool(

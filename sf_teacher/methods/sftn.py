@@ -31,7 +31,8 @@ class SFTN(BranchMethod):
     shared: bool = option(
         False, "whether the branches of a student share the weights they have in common; the paper's are separate",
         source='reported')
-    transform_act: str = option('auto', 'see `Transform`', choices=ACTS)
+    transform_act: str = option(
+        'auto', 'ReLU at the end of a transform; auto: only where the student has no negative values', choices=ACTS)
     sample_branch: bool = option(
         False, 'run one branch a step, drawn anew: cheaper, with the same loss in the mean over the draws',
         source='ours')

@@ -43,9 +43,10 @@ class SoTeacher(Method):
 
     teacher_weight: float = option(1., 'weight of the task loss', source='code', low=0)
     lip_weight: float = option(1e-5, 'weight of Lip', source='code', low=0)
-    consistency_weight: float = option(1., 'weight of Cons in the last epoch', source='code', low=0)
+    consistency_weight: float = option(
+        1., 'weight of the last term, the consistency, in the last epoch', source='code', low=0)
     ramp: bool = option(
-        True, 'whether the weight of Cons grows linearly over the epochs; needs `set_epoch` of the task to be called '
+        True, 'whether that weight grows linearly over the epochs; needs `set_epoch` of the task to be called '
         'with their number, as `fit` does', source='code')
 
     @property
