@@ -1,6 +1,7 @@
 """The gain over the standard teacher against the size of the data, as a figure."""
 from __future__ import annotations
 
+import math
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 FIGURES = {     # protocols of one figure, and what lies along its axis
     'few_labels': (CHOSEN[:3], 'labelled images of each class for the teacher', 'per_class'),
     'few_images': (CHOSEN[4:], 'images of each class for the student', 'student_per_class')}
+COLUMNS = 2     # pairs beside each other
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,14 @@ def figure(name: str) -> bool:
     found = gains_by_size(names, size)
     if not found:
         return False
-    fig, axes = plt.subplots(1, len(found), figsize=(1.5 + 5.5 * len(found), 4.5), layout='constrained', squeeze=False,
-                             sharey=True)
+    lines, columns = math.ceil(len(found) / COLUMNS), min(len(found), COLUMNS)
+    fig, axes = plt.subplots(lines, columns, figsize=(1.5 + 5.5 * columns, 4.2 * lines), layout='constrained',
+                             squeeze=False, sharey=True)
+    for ax in axes.flat[len(found):]:
+        ax.set_axis_off()
     arms = list(dict.fromkeys(arm for each in found.values() for arm in each))
     sizes = sorted({gain.size for each in found.values() for gains in each.values() for gain in gains})
-    for ax, (pair, each) in zip(axes[0], found.items(), strict=True):
+    for ax, (pair, each) in zip(axes.flat, found.items(), strict=False):
         for arm, gains in each.items():
             i = arms.index(arm)
             xs = [i] if len(sizes) == 1 else [gain.size * 1.02 ** (i - (len(arms) - 1) / 2) for gain in gains]
@@ -78,8 +83,8 @@ def figure(name: str) -> bool:
         ax.set_xticks(sizes, list(map(str, sizes)), minor=False)
         ax.minorticks_off()
         ax.legend(fontsize='x-small', frameon=False)
-    axes[0][0].set_ylabel("student's gain over the standard teacher,\n"
-                          'each at its own temperature, points (95 % interval)')
+    fig.supylabel("student's gain over the standard teacher, each at its own temperature, points (95 % interval)",
+                  fontsize='medium')
     (HERE / 'figures').mkdir(exist_ok=True)
     fig.savefig(HERE / 'figures' / f'gain_{name}.png', dpi=110)
     plt.close(fig)
