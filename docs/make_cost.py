@@ -27,7 +27,8 @@ convolution's weight gradient once for each group; here it is counted once. GTN'
 banks of all students in every step, a few hundredths at most (below).
 TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs, and the
 activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an excess of 1.05
-at most, is met by {met} of the {total} rows with memory kept; the largest is {largest:.2f}. Spreads are wide, as this
+at most, is met by {met} of the {total} rows with memory kept, before
+rounding; the largest is {largest:.2f}. Spreads are wide, as this
 virtual machine's speed changes from second to second: in two runs of `step_cost.py`, with `--rounds 7` and `--rounds
 9`, the excess of a row differed by up to 0.07.
 
@@ -86,7 +87,7 @@ of an SFTN step with the same student, its peak memory is {peak:.2f} of the larg
 def render(data: dict) -> str:
     loads = sorted(r['load'] for r in data['rows'])
     excess = [r['excess'] for r in data['rows'] if r['malloc'] == 'kept']
-    text = HEAD.format(**data['machine'], low=loads[0], high=loads[-1], met=sum(round(e, 2) <= 1.05 for e in excess),
+    text = HEAD.format(**data['machine'], low=loads[0], high=loads[-1], met=sum(e <= 1.05 for e in excess),
                        total=len(excess), largest=max(excess))
     pairs = list(dict.fromkeys(r['pair'] for r in data['rows']))
     ordered = sorted(data['rows'], key=lambda r: (pairs.index(r['pair']), ['sftn', 'teskd', 'gtn'].index(r['method'])))

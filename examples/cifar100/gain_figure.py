@@ -63,7 +63,7 @@ def figure(name: str) -> bool:
         ax.set_axis_off()
     arms = list(dict.fromkeys(arm for each in found.values() for arm in each))
     sizes = sorted({gain.size for each in found.values() for gains in each.values() for gain in gains})
-    for ax, (pair, each) in zip(axes.flat, found.items(), strict=False):
+    for ax, (pair, each) in zip(axes.flat[:len(found)], found.items(), strict=True):
         for arm, gains in each.items():
             i = arms.index(arm)
             xs = [i] if len(sizes) == 1 else [gain.size * 1.02 ** (i - (len(arms) - 1) / 2) for gain in gains]

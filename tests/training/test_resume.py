@@ -178,7 +178,7 @@ def test_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.torch, 'save', full)
     with pytest.raises(SFTeacherError, match=r'cannot write .*No space left on device.*make room'):
-        runs.held(output, epochs=1).save({}, 1)
+        RunFolder(output, runs.settings(output, epochs=1), resume=True).save({}, 1)
     assert (output / 'checkpoint-00001.pt').read_bytes() == before and not list(output.glob('.*.tmp'))
 
 

@@ -20,7 +20,6 @@ from sf_teacher.data.settings import DataConfig
 from sf_teacher.methods import METHODS
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
-from sf_teacher.training.run_folder import RunFolder
 from sf_teacher.training.settings import TrainConfig
 
 from ..helpers import processes, stand_in
@@ -89,12 +88,6 @@ def settings(output: Path | str = '', **kwargs: Any) -> TrainConfig:
     ema = {'model_ema': True, 'model_ema_decay': 0.9} if kwargs.get('model_ema', True) else {}
     return TrainConfig(**{'output': str(output), 'epochs': 4, 'lr': 0.02, 'mixup': 0.2,
                           'warmup_epochs': int(kwargs.get('epochs', 4) > 1), **ema, **kwargs})
-
-
-def held(output: Path, **kwargs: Any) -> RunFolder:
-    """The folder of a run with these settings, that is there already."""
-    config = settings(output, resume=True, **kwargs)
-    return RunFolder(output, config, resume=True)
 
 
 def train(output: Path | str, kind: str = 'teacher', data: str = '', die_after: int = 0,
