@@ -59,6 +59,7 @@ class Worker:
 
     def __init__(self, images: Callable[[int], Images], work: Path, results: Path, device: str) -> None:
         self.images, self.work, self.all_results, self.device = images, work, results, torch.device(device)
+        self.boundaries: dict[str, Boundary] = {}       # the last one of each architecture
 
     def run(self, run: Run, results: str, again: bool = False, remember: bool = False) -> None:
         """Train what `run` says, unless it is done, and write its JSON file.
@@ -227,9 +228,12 @@ class Worker:
                 'agreement': 100 * agree.float().mean().item()}
 
     def last_boundary(self, model: nn.Module) -> Boundary:
-        """The last but one of timm's stages, or of a CIFAR net's."""
-        named = list(nets.BOUNDARIES) if isinstance(model, nets.CifarNet) else None
-        return default_boundaries(teacher_boundaries(model, self.size, named)[0])[-1]
+        """The last but one of timm's stages, or of a CIFAR net's; measured once for each architecture."""
+        key = f'{self.size} {model}'
+        if key not in self.boundaries:
+            named = list(nets.BOUNDARIES) if isinstance(model, nets.CifarNet) else None
+            self.boundaries[key] = default_boundaries(teacher_boundaries(model, self.size, named)[0])[-1]
+        return self.boundaries[key]
 
 
 def said_to(run: Run) -> str:

@@ -3,6 +3,7 @@
 Its exports are checked right there, and its runs draw no curves.
 """
 import importlib
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -22,5 +23,6 @@ def main(arguments: list[str], folder: Path, output: Path) -> None:
     sys.path.insert(0, str(FOLDER))
     script = importlib.import_module('run')
     stand_in()
+    multiprocessing.set_start_method('fork', force=True)    # the runner's workers have it too
     sys.argv = ['run.py', *arguments]
     script.main()
