@@ -58,7 +58,7 @@ def figure(name: str) -> bool:
         return False
     lines, columns = math.ceil(len(found) / COLUMNS), min(len(found), COLUMNS)
     fig, axes = plt.subplots(lines, columns, figsize=(1.5 + 5.5 * columns, 4.2 * lines), layout='constrained',
-                             squeeze=False, sharey=True)
+                             squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[len(found):]:
         ax.set_axis_off()
     arms = list(dict.fromkeys(arm for each in found.values() for arm in each))
@@ -79,9 +79,10 @@ def figure(name: str) -> bool:
             ax.set_xticks(range(len(arms)), [textwrap.fill(arm, 20) for arm in arms])
             ax.set(xlabel=f'{label}: {sizes[0]}', xlim=(-0.5, len(arms) - 0.5))
             continue
-        ax.set(xlabel=label, xscale='log')
+        ax.set(xlabel=label, xscale='log', xlim=(sizes[0] / 1.1, sizes[-1] * 1.1))
         ax.set_xticks(sizes, list(map(str, sizes)), minor=False)
         ax.minorticks_off()
+        ax.tick_params(labelbottom=True)
         ax.legend(fontsize='x-small', frameon=False)
     fig.supylabel("student's gain over the standard teacher, each at its own temperature, points (95 % interval)",
                   fontsize='medium')
