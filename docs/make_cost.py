@@ -27,10 +27,9 @@ convolution's weight gradient once for each group; here it is counted once. GTN'
 banks of all students in every step, a few hundredths at most (below).
 TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs, and the
 activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an excess of 1.05
-at most, is met by {met} of the {total} rows with memory kept, before
-rounding; the largest is {largest:.2f}. Spreads are wide, as this
-virtual machine's speed changes from second to second: in two runs of `step_cost.py`, with `--rounds 7` and `--rounds
-9`, the excess of a row differed by up to 0.07.
+at most, is met by {met} of the {total} rows with memory kept, before rounding; the largest is {largest:.2f}. Spreads
+are wide, as this virtual machine's speed changes from second to second: in two runs of `step_cost.py`, with `--rounds
+7` and `--rounds 9`, the excess of a row differed by up to 0.07.
 
 **Memory kept** means that malloc keeps what is freed, as CUDA's allocator does. As the system has it, glibc gives large
 tensors back to the kernel and gets them anew, page by page, in every step. That has nothing to do with what is

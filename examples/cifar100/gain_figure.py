@@ -19,6 +19,7 @@ FIGURES = {     # protocols of one figure, and what lies along its axis
     'few_labels': (CHOSEN[:3], 'labelled images of each class for the teacher', 'per_class'),
     'few_images': (CHOSEN[4:], 'images of each class for the student', 'student_per_class')}
 COLUMNS = 2     # pairs beside each other
+BESIDE = 1.02   # from arm to arm at the same size, on the logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,16 @@ def figure(name: str) -> bool:
         return False
     lines, columns = math.ceil(len(found) / COLUMNS), min(len(found), COLUMNS)
     fig, axes = plt.subplots(lines, columns, figsize=(1.5 + 5.5 * columns, 4.2 * lines), layout='constrained',
-                             squeeze=False, sharex=True, sharey=True)
+                             squeeze=False, sharey=True)
     for ax in axes.flat[len(found):]:
         ax.set_axis_off()
     arms = list(dict.fromkeys(arm for each in found.values() for arm in each))
     sizes = sorted({gain.size for each in found.values() for gains in each.values() for gain in gains})
+    margin = BESIDE ** (len(arms) / 2 + 3)      # room for the outermost arms
     for ax, (pair, each) in zip(axes.flat[:len(found)], found.items(), strict=True):
         for arm, gains in each.items():
             i = arms.index(arm)
-            xs = [i] if len(sizes) == 1 else [gain.size * 1.02 ** (i - (len(arms) - 1) / 2) for gain in gains]
+            xs = [i] if len(sizes) == 1 else [gain.size * BESIDE ** (i - (len(arms) - 1) / 2) for gain in gains]
             ax.errorbar(xs, [statistics.fmean(gain.values) for gain in gains], yerr=[gain.half for gain in gains],
                         marker='o', capsize=3, color=f'C{i % 10}', linestyle='-' if i < 10 else '--', label=arm)
             if len(sizes) == 1:
@@ -79,10 +81,9 @@ def figure(name: str) -> bool:
             ax.set_xticks(range(len(arms)), [textwrap.fill(arm, 20) for arm in arms])
             ax.set(xlabel=f'{label}: {sizes[0]}', xlim=(-0.5, len(arms) - 0.5))
             continue
-        ax.set(xlabel=label, xscale='log', xlim=(sizes[0] / 1.1, sizes[-1] * 1.1))
+        ax.set(xlabel=label, xscale='log', xlim=(sizes[0] / margin, sizes[-1] * margin))
         ax.set_xticks(sizes, list(map(str, sizes)), minor=False)
         ax.minorticks_off()
-        ax.tick_params(labelbottom=True)
         ax.legend(fontsize='x-small', frameon=False)
     fig.supylabel("student's gain over the standard teacher, each at its own temperature, points (95 % interval)",
                   fontsize='medium')
