@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import SFTeacherError
 
@@ -34,6 +36,31 @@ def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None) ->
                              f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward.') from error
     drop_hooks(copied)
     return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
+
+
+def clone_on_meta(model: Model) -> Model:
+    """A clone without values, for a dry run that tells shapes; run it under `ShapesOnly`, which is much faster.
+
+    Raises:
+        SFTeacherError: The model cannot be copied.
+    """
+    return clone_model(model, {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()})
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Answers norms and GELU on the meta device by their shape alone; torch takes them apart in Python there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.batch_norm, F.layer_norm, F.gelu) and args and args[0].is_meta and _keeps_shape(func, *args):
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _keeps_shape(func: Any, x: torch.Tensor, size: Any = None, *others: Any) -> bool:
+    """Whether the call is surely no error."""
+    if func is F.layer_norm:
+        return bool(size) and tuple(x.shape[-len(size):]) == tuple(size)
+    return func is F.gelu or (size is not None and x.shape[1:2] == size.shape and x.numel() > x.shape[1])
 
 
 def drop_hooks(copied: nn.Module) -> None:

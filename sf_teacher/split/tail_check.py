@@ -8,7 +8,14 @@ from torch import nn
 
 from ..checks import logits_of
 from ..errors import BoundaryError
-from .clones import calibrate_batch_norm, clone_model, perturbed_weights, preserved_rng, weights_of
+from .clones import (
+    ShapesOnly,
+    calibrate_batch_norm,
+    clone_model,
+    clone_on_meta,
+    perturbed_weights,
+    preserved_rng,
+)
 from .tails import Tail
 from .trace import Trace, dummy_image, hooked, tensors
 from .value_reads import value_reads
@@ -40,11 +47,10 @@ def check_tails(trace: Trace, tails: list[Tail]) -> None:
 def _small_size(trace: Trace) -> tuple[int, int, int]:
     """A quarter, a third, half or all of the sides, at least 64 pixels: what the model admits, as tried on meta."""
     channels, height, width = trace.input_size
-    on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(trace.model).items()}
-    model = clone_model(trace.model, on_meta)
+    model = clone_on_meta(trace.model)
     for parts in (4, 3, 2):
         size = (channels, height // parts, width // parts)
-        with suppress(Exception), torch.no_grad():
+        with suppress(Exception), torch.no_grad(), ShapesOnly():
             if min(size[1:]) >= 64:
                 model(dummy_image(model, size))
                 return size

@@ -20,7 +20,7 @@ from .boundaries import (
     refused_image,
     with_hierarchy,
 )
-from .clones import clone_model, preserved_rng, weights_of
+from .clones import ShapesOnly, clone_model, clone_on_meta, preserved_rng
 from .layouts import Layout, infer_layout, map_kinds
 from .trace import dummy_image, hooked
 
@@ -122,8 +122,8 @@ def layout_at(model: nn.Module, place: Place, raw: torch.Tensor, input_size: Siz
 def _dry_run(model: nn.Module, run: Any, x: torch.Tensor, training: bool = False) -> Any:
     """What `run` returns for a copy of the model: on the meta device, where the model allows it."""
     try:
-        on_meta = {name: torch.empty_like(t, device='meta') for name, t in weights_of(model).items()}
-        return run(clone_model(model, on_meta).train(training), x.to('meta'))
+        with ShapesOnly():
+            return run(clone_on_meta(model).train(training), x.to('meta'))
     except SFTeacherError:
         raise
     except Exception:   # the model computes with values, or keeps tensors that are neither parameter nor buffer
