@@ -1,7 +1,4 @@
 import json
-import math
-import re
-import statistics
 import sys
 from dataclasses import replace
 
@@ -16,66 +13,14 @@ import sf_teacher
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.analysis import halving, pilots
 from sf_teacher.analysis.figures import report_figure
-from sf_teacher.analysis.pilots import Candidate
-from sf_teacher.analysis.report import _compare, _recommend, report, table
+from sf_teacher.analysis.report import report, table
 from sf_teacher.analysis.settings import ReportRun
-from sf_teacher.analysis.similarity import interval
 from sf_teacher.exporting.exported import load_teacher
-from sf_teacher.functional import calibration_error, entropy, kl_divergence, linear_cka
 from sf_teacher.training.components import eval_model
 from sf_teacher.training.planning import plan_student
 from sf_teacher.training.settings import StudentRun
 
 from ..training import training_runs as runs
-
-
-def test_cka_is_one_for_rotated_and_scaled_features_and_small_for_unrelated_ones():
-    x = torch.randn(500, 8)
-    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
-    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1.)
-    assert linear_cka(x, torch.randn(500, 20)) < 0.1
-    assert math.isnan(linear_cka(x, torch.ones(500, 2)))
-
-
-def test_cka_equals_the_definition_by_kernels():
-    x, y = torch.randn(40, 5).double(), torch.randn(40, 7).double()
-    centre = torch.eye(40).double() - 1 / 40
-
-    def hsic(a, b):
-        return torch.trace(centre @ a @ a.T @ centre @ b @ b.T)
-    assert linear_cka(x, y) == pytest.approx((hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()).item())
-
-
-def test_calibration_error():
-    certain = torch.tensor([[100., 0.], [100., 0.], [0., 100.], [0., 100.]])
-    assert calibration_error(certain, torch.tensor([0, 0, 1, 1])) == pytest.approx(0., abs=1e-6)
-    assert calibration_error(certain, torch.tensor([0, 1, 1, 0])) == pytest.approx(0.5, abs=1e-6)
-    assert calibration_error(torch.zeros(10, 4), torch.zeros(10, dtype=torch.long)) == pytest.approx(0.75)
-
-
-def test_entropy_and_divergence():
-    assert entropy(torch.zeros(3, 4)).item() == pytest.approx(math.log(4))
-    a, b = torch.randn(6, 4), torch.randn(6, 4)
-    p, q = a.softmax(-1), b.softmax(-1)
-    assert kl_divergence(a, b).item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
-    assert kl_divergence(a, a).item() == pytest.approx(0., abs=1e-6)
-
-
-def test_interval_is_students_t():
-    values = [1., 2., 4.]
-    mean, half = interval(values)
-    assert mean == pytest.approx(7 / 3) and half == pytest.approx(4.3026527 * statistics.stdev(values) / 3 ** 0.5)
-    assert interval([5.]) == (5., math.inf)
-
-
-@pytest.mark.parametrize(('gains', 'kind'), [
-    ([1., 1.1, 0.9], 'gain'), ([2., -1., 0.5], 'no gain'), ([-1., -1.1, -0.9], 'loss'), ([0., 0., 0.], 'no gain'),
-])
-def test_the_verdict_follows_the_paired_interval(gains, kind):
-    arms = {'a': [{'top1': 50 + g + s} for s, g in zip((0, 7, 3), gains, strict=True)],
-            'b': [{'top1': 50. + s} for s in (0, 7, 3)]}
-    found = _compare(arms, 'a', 'b')
-    assert found['kind'] == kind and found['verdict'].startswith(f'{kind}: students of a')
 
 
 @pytest.fixture(scope='module')
@@ -178,40 +123,6 @@ def test_images_without_labels_are_for_students_that_have_a_teacher(labelled, te
     assert seen.count((24 * (1 + labelled), 24)) == 2 + 2 * 2 and seen.count((24, 0)) == 2 * labelled
     assert len(seen) == 6 + 2 * labelled == halving.pilot_epochs(2, 1, 2, labelled)
     assert result['recommendation']['teacher'] in teachers and result['recommendation']['text'] in table(result)
-
-
-def test_halving_keeps_the_better_half_and_the_baseline():
-    candidates = [Candidate(folder, t) for folder in 'abcd' for t in (2., 4., 8., 16.)]
-    worth = {c: {'a': 0, 'b': 3, 'c': 2, 'd': 1}[c.folder] * 10 + c.temperature for c in candidates}
-    asked = []
-    rounds = halving.halve(candidates, 'a', 8, lambda c, epochs: asked.append(epochs) or worth[c])
-    assert [(r.epochs, len(r.top1)) for r in rounds] == [(4, 16), (8, 8)]
-    assert asked == [4] * 16 + [8] * 8
-    assert Candidate('a', 16.) in rounds[1].top1 and Candidate('a', 8.) not in rounds[1].top1
-    last = halving.finalists(candidates, rounds, 'a')
-    assert last == [Candidate('a', 16.), Candidate('b', 16.), Candidate('b', 8.), Candidate('c', 16.)]
-    assert halving.finalists([Candidate('a', 4.)], halving.halve([Candidate('a', 4.)], 'a', 8, pytest.fail), 'a') == [
-        Candidate('a', 4.)]
-    assert halving.pilot_epochs(16, 8, 3) == 16 * 4 + 8 * 8 + 5 * 3 * 8
-
-
-@pytest.mark.parametrize('gains,chosen,text', [
-    ((3., 3.2, 2.9), 'b', r'take b at T = 2: \+3.03 \['),
-    ((3., -3.2, 2.9), 'a', r'no difference: take a at T = 2, the baseline at its best temperature; none of 1 others is '
-     r'surely better. B led by \+0.90 \[-7.92, \+9.72\]: more epochs or seeds would tell \('),
-    ((-3., -3.2, 2.9), 'a', r'no difference: take a at T = 2, the baseline at its best temperature; none of 1 others '
-     r'is surely better \('),
-])
-def test_the_recommendation_is_surely_better_or_the_baseline(gains, chosen, text):
-    arms = {'A': [{'top1': 50. + i} for i in range(3)], 'B': [{'top1': 50. + i + g} for i, g in enumerate(gains)]}
-    teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 2.}}
-    found = _recommend(arms, teachers, [_compare(arms, 'B', 'A')], 'A', 60.)
-    assert found['teacher'] == chosen and re.match(text, found['text']) and '1.0 minutes' in found['text']
-    assert found['leader'] == {'folder': 'b' if sum(gains) > 0 else 'a', 'temperature': 2.}
-
-
-def test_more_comparisons_need_more_certainty():
-    assert interval([1., 2., 4.], 3)[1] > interval([1., 2., 4.])[1]
 
 
 def test_a_budget_lowers_the_epochs_or_is_refused(teachers, tmp_path):
