@@ -70,25 +70,31 @@ def table_of(protocol):
     return results.split(f'<!-- {protocol}, by')[1].split('<!-- end')[0]
 
 
-@pytest.mark.parametrize(('begins', 'protocol'), [
-    ('**Few labels, many images without: a gain, for CNNs.**', 'few_labels'),
-    ('**Labels for all images: none.**', 'cpu')])
-def test_the_numbers_it_quotes_are_those_of_the_table_of_results(begins, protocol):
+@pytest.mark.parametrize(('begins', 'protocols'), [
+    ('**Few labels, many images without: a gain, for CNNs.**', ['few_labels', 'few_labels_25', 'few_labels_100']),
+    ('**Labels for all images: none.**', ['cpu'])])
+def test_the_numbers_it_quotes_are_those_of_the_tables_of_results(begins, protocols):
     said = README.split(begins)[1].split('\n\n')[0]
     numbers = re.findall(r'[-+]?\d+\.\d\d', said)
-    table = table_of(protocol)
+    table = ''.join(map(table_of, protocols))
     assert len(numbers) >= 5 and all(re.search(rf'(?<![\d.]){re.escape(number)}(?!\d)', table) for number in numbers)
+
+
+def verdicts(protocol):
+    """By pair and teacher."""
+    found = {}
+    for pair, rows in zip(*[iter(table_of(protocol).split('**')[1:])] * 2, strict=True):
+        for row in rows.splitlines():
+            cells = [cell.strip() for cell in row.split('|')]
+            if 'epochs' not in row and len(cells) > 8:
+                found[pair, cells[1]] = cells[8].split(';')[0].rpartition('] ')[2]
+    return found
 
 
 def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():
     """The sentences go when the tables say otherwise."""
     assert re.search(r'\| SFTN \|.*\] no gain \|', table_of('cpu'))
-    found = {}
-    for pair, rows in zip(*[iter(table_of('few_labels').split('**')[1:])] * 2, strict=True):
-        for row in rows.splitlines():
-            cells = [cell.strip() for cell in row.split('|')]
-            if 'epochs' not in row and len(cells) > 8:
-                found[pair, cells[1]] = cells[8].split(';')[0].rpartition('] ')[2]
+    found = verdicts('few_labels')
     first, second, *to_vit = (f'resnet10t (half width) -> {student}' for student in (
         'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)',
         'test_vit (8 px patches), branch test_resnet'))
@@ -96,6 +102,8 @@ def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():
     assert [found[pair, 'SFTN'] for pair in to_vit] == ['no gain'] * 2
     assert found[first, 'deep supervision only (kl_weight 0)'] == 'gain'
     assert found[first, 'standard, same compute'] == 'no gain'
+    assert verdicts('few_labels_25')[first, 'SFTN'] == 'gain'
+    assert verdicts('few_labels_100')[first, 'SFTN'] == 'no gain'
 
 
 def test_two_commands_set_everything_up_from_git_and_python():
