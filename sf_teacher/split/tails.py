@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checks import logits_of
 from ..errors import SFTeacherError
-from .clones import drop_hooks, keep_in_eval, norms_in_eval, weights_of
+from .clones import keep_in_eval, norms_in_eval, weights_of, without_hooks
 from .stubs import TailState, stub
 from .trace import SplitPoint, Trace
 
@@ -44,8 +44,7 @@ class Tail(nn.Module):
         weights = [t for name in before for t in weights_of(model.get_submodule(name)).values()]
         inside = tuple(f'{name}.' for name in split.modules)
         self._before = [name for name in before if not name.startswith(inside)]
-        self.model = copy.deepcopy(model, {id(t): t for t in weights})
-        drop_hooks(self.model)
+        self.model = copy.deepcopy(model, without_hooks(model) | {id(t): t for t in weights})
         self.answer_as(split, trace)
         _drop_unreached(self.model, split, trace)
         self.untrained = sorted(set(model.state_dict()) - set(self.model.state_dict()))    # the student's other keys
