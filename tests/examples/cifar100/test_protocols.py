@@ -93,5 +93,4 @@ def test_seeds_that_choose_are_not_reported(modules, name):
 
 def test_the_committed_queue_can_be_read(modules):
     stages = modules['scheduler'].stages_of(FOLDER / f'{QUEUE}.yaml', None, None, modules['protocol'].read)
-    assert {stage.part for stage in stages} == {'select', 'report'}
-    assert {stage.protocol.results for stage in stages} == {'few_labels', 'all_images'}
+    assert stages[0].part == 'select' and {stage.protocol.results for stage in stages} == {'few_labels', 'all_images'}
