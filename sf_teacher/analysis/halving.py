@@ -1,4 +1,8 @@
-"""Which teacher to take, at which temperature: successive halving of candidates by short pilots (details ours)."""
+"""Which teacher to take, at which temperature: chosen in rounds of short pilots (the order of the rounds is ours).
+
+Teachers and temperatures are not all tried with each other: few long pilots tell more than many short ones, as short
+ones say how fast a student learns and not how far it gets.
+"""
 from __future__ import annotations
 
 import math
@@ -10,7 +14,7 @@ from ..errors import SettingError
 from ..validation import setting
 from .pilots import Candidate
 
-FINALISTS = 3       # beside the baseline's best
+FULL_LENGTH = 4     # so many teachers are piloted for all epochs; of more, the worse half is left out first
 
 
 @dataclass(frozen=True)
@@ -19,60 +23,68 @@ class Rung:
     epochs: int
     top1: dict[Candidate, float]
 
+    @property
+    def best(self) -> Candidate:
+        return max(self.top1, key=self.top1.__getitem__)
 
-def rungs(candidates: int, epochs: int) -> list[int]:
-    """The epochs of each round; the number of candidates halves after each, until the finalists are left.
 
-    There is at least one round where there is a choice, so that nothing is reported by what it was chosen by.
-    """
-    count = max(math.ceil(math.log2(candidates / (FINALISTS + 1))), 1) if candidates > 1 else 0
+def rungs(teachers: int, epochs: int) -> list[int]:
+    """The epochs of each round of successive halving; there are none where there is nothing to choose."""
+    count = math.ceil(math.log2(max(teachers / FULL_LENGTH, 1))) + 1 if teachers > 1 else 0
     return [max(epochs // 2 ** (count - 1 - i), 1) for i in range(count)]
 
 
-def pilot_epochs(candidates: int, epochs: int, seeds: int, alone: bool = True) -> int:
+def pilot_epochs(teachers: int, temperatures: int, epochs: int, seeds: int, alone: bool = True) -> int:
     """Epochs of all pilots of a report together, the student alone included where there is one: its cost."""
-    total, left = 0, candidates
-    for of_round in rungs(candidates, epochs):
+    finalists = min(teachers, 2)
+    total = finalists * temperatures * epochs if temperatures > 1 else 0
+    halved = rungs(teachers - 1, epochs)
+    if halved and temperatures > 1:
+        total -= epochs         # the best of the last round has been piloted at one temperature
+    left = teachers - 1
+    for of_round in halved:
         total, left = total + left * of_round, math.ceil(left / 2)
-    return total + (min(candidates, FINALISTS + 1) + alone) * seeds * epochs
+    return total + (finalists + alone) * seeds * epochs
 
 
-def halve(
-        candidates: Sequence[Candidate],
-        baseline: str,
+def choose(
+        folders: Sequence[str],
+        temperatures: Sequence[float],
         epochs: int,
         pilot: Callable[[Candidate, int], float],
-) -> list[Rung]:
-    """Pilot all candidates briefly, keep the better half, pilot it for longer, and so on.
+) -> tuple[list[Rung], list[Candidate]]:
+    """The temperature of the baseline, the best other teacher at that temperature, and the temperature of that one.
 
-    The baseline's best candidate is kept in every round, as it is what the others are compared with.
+    The other teachers are thinned out by successive halving: pilot all of them briefly, keep the better half, pilot it
+    for longer, and so on.
 
     Args:
-        candidates: All of them.
-        baseline: Folder of the baseline.
-        epochs: Of the last pilots.
+        folders: Of the teachers, the baseline first.
+        temperatures: To try with the baseline, and with the best of the others.
+        epochs: Of the longest pilots.
         pilot: Trains one student for so many epochs; its accuracy on the images that are for choosing.
+
+    Returns:
+        The rounds, of which there are none where nothing is to be chosen; and the finalists: the baseline, and the best
+        other teacher if there is one, each at its best temperature.
     """
     done: list[Rung] = []
-    left = list(candidates)
+
+    def best(candidates: Sequence[Candidate], of_round: int = epochs) -> Candidate:
+        if len(candidates) == 1:
+            return candidates[0]
+        done.append(Rung(of_round, {c: pilot(c, of_round) for c in candidates}))
+        return done[-1].best
+
+    baseline, *others = folders
+    finalists = [best([Candidate(baseline, t) for t in temperatures])]
+    left = [Candidate(folder, finalists[0].temperature) for folder in others]
     for of_round in rungs(len(left), epochs):
-        found = {candidate: pilot(candidate, of_round) for candidate in left}
-        done.append(Rung(of_round, found))
-        left = survivors(found, baseline, math.ceil(len(left) / 2))
-    return done
-
-
-def survivors(top1: dict[Candidate, float], baseline: str, count: int) -> list[Candidate]:
-    """The baseline's best candidate, then the best others, `count` together."""
-    order = sorted(top1, key=lambda c: -top1[c])
-    own = next(c for c in order if c.folder == baseline)
-    return [own, *[c for c in order if c is not own][:count - 1]]
-
-
-def finalists(candidates: Sequence[Candidate], done: Sequence[Rung], baseline: str) -> list[Candidate]:
-    """The baseline's best candidate first, then the best others."""
-    found = done[-1].top1 if done else dict.fromkeys(candidates, 0.)
-    return survivors(found, baseline, FINALISTS + 1)
+        best(left, of_round)
+        left = sorted(left, key=lambda c: -done[-1].top1[c])[:math.ceil(len(left) / 2)]
+    if left:
+        finalists.append(best([Candidate(left[0].folder, t) for t in temperatures]))
+    return done, finalists
 
 
 def seconds(budget: str) -> float:

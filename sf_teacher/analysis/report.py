@@ -33,21 +33,22 @@ SELECTION_SEED = 1000       # added to the seed of the pilots that only choose
 
 
 def report(config: ReportRun) -> dict[str, Any]:
-    """Pilot teachers at several temperatures, compare the best of them, and recommend one.
+    """Pilot teachers, compare the best of them with the baseline, each at its best temperature, and recommend one.
 
     With ``fine_tune``, the baseline is trained on first, with branches of the student and without: two more teachers.
-    Candidates, each a teacher at a temperature, are thinned out by successive halving on one half of the validation
-    images. The baseline at its best temperature and the best others then train students with fresh seeds, and are
-    compared on the other half, with a student beside them that learns alone where images have labels. Every pilot is
-    kept in ``output/pilots``: a report that was stopped goes on from there.
+    One half of the validation images chooses: the baseline's temperature, the best other teacher (by successive
+    halving, where there are many), its temperature. These two then train students with fresh seeds and are compared on
+    the other half, which chose nothing, with a student beside them that learns alone where images have labels. Where
+    nothing is to be chosen they are compared on all of the images. Every pilot is kept in ``output/pilots``: a report
+    that was stopped goes on from there.
 
     Args:
         config: Teachers, student, data, and how the pilot students are trained.
 
     Returns:
-        What report.json holds: the rounds; for each finalist its teacher's accuracy, entropy and calibration, and over
-        the seeds the students' accuracy, agreement, divergence and CKA; for each comparison the paired difference and
-        a verdict; the recommendation and what it cost.
+        What report.json holds: the rounds; for both teachers their accuracy, entropy and calibration, and over the
+        seeds the students' accuracy, agreement, divergence and CKA; for each comparison the paired difference and a
+        verdict; the recommendation and what it cost.
 
     Raises:
         SFTeacherError: Something does not fit, or matplotlib is missing; no student has been trained.
@@ -68,8 +69,7 @@ def report(config: ReportRun) -> dict[str, Any]:
     tuned = [fine_tune(run, data) for run in trainings]
     seconds = sum(took for _, took in tuned)
     folders += [folder for folder, _ in tuned]
-    candidates = [Candidate(folder, t) for folder in folders for t in config.temperatures]
-    epochs = _affordable(config, candidates, pilots, seconds)
+    epochs = _affordable(config, folders, pilots, seconds)
 
     def choose_by(candidate: Candidate, of_round: int) -> float:
         row = pilots.run(candidate, of_round, config.seed + SELECTION_SEED)
@@ -77,8 +77,8 @@ def report(config: ReportRun) -> dict[str, Any]:
         _logger.info('%d epochs, %s: student %.2f %% (to choose by)', of_round, name_of(candidate), chosen_by)
         return chosen_by
 
-    done = halving.halve(candidates, folders[0], epochs, choose_by)
-    finalists = [*halving.finalists(candidates, done, folders[0]), *([Candidate('')] if labelled else [])]
+    done, finalists = halving.choose(folders, config.temperatures, epochs, choose_by)
+    finalists += [Candidate('')] if labelled else []
     arms: dict[str, list[dict[str, Any]]] = {name_of(c): [] for c in finalists}
     teachers: dict[str, Any] = {}
     for seed in range(config.seed, config.seed + config.seeds):
@@ -92,13 +92,14 @@ def report(config: ReportRun) -> dict[str, Any]:
     baseline, *others = (name for name in arms if name != ALONE)
     comparisons = [_compare(arms, baseline, ALONE)] if labelled else []
     for name in others:
-        comparisons.append(_compare(arms, name, baseline, len(others)))
+        comparisons.append(_compare(arms, name, baseline))
         comparisons += [_compare(arms, name, ALONE)] if labelled else []
     result = {
-        'student': config.student, 'data': config.data or config.dataset, 'epochs': epochs, 'baseline': baseline,
+        'student': config.student, 'data': config.data or config.dataset, 'epochs': epochs,
+        'epochs_without_budget': config.epochs, 'baseline': baseline, 'candidates': folders,
         'rounds': [{'epochs': r.epochs, 'top1': {name_of(c): v for c, v in r.top1.items()}} for r in done],
         'teachers': teachers, 'pilots': arms, 'comparisons': comparisons,
-        'recommendation': _recommend(arms, teachers, comparisons, baseline, pilots.seconds + seconds),
+        'recommendation': _recommend(teachers, comparisons, baseline, len(folders), pilots.seconds + seconds),
     }
     write_atomically(Path(config.output) / 'report.json', lambda file: put_json(file, result))
     report_figure(result, Path(config.output) / 'report.png')
@@ -127,8 +128,11 @@ def table(result: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     verdicts = [c['verdict'] for c in result['comparisons']]
-    note = f'Students: {result["student"]}, {result["epochs"]} epochs, {len(next(iter(result["pilots"].values())))} ' \
-           f'seeds, 95 % confidence. The teachers are one each: their own spread is not in these intervals.'
+    epochs, asked = result['epochs'], result['epochs_without_budget']
+    fewer = f' ({asked} do not fit into the budget; shorter pilots may order teachers otherwise)'
+    note = f'Students: {result["student"]}, {epochs} epochs{fewer if epochs < asked else ""}, ' \
+           f'{len(next(iter(result["pilots"].values())))} seeds, 95 % confidence: for other students of these ' \
+           f'teachers, on these images. Other teachers of a kind, and other images, vary more.'
     return '\n'.join([*lines, '', *verdicts, note, '', result['recommendation']['text']])
 
 
@@ -175,25 +179,29 @@ def _make_folder(output: str) -> None:
         raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
 
 
-def _affordable(config: ReportRun, candidates: Sequence[Candidate], pilots: Pilots, spent: float) -> int:
-    """The epochs of the last pilots: those asked for, or as many as what is left of the budget allows."""
+def _affordable(config: ReportRun, folders: Sequence[str], pilots: Pilots, spent: float) -> int:
+    """The epochs of the longest pilots: those asked for, or as many as what is left of the budget allows."""
     if not config.budget:
         return config.epochs
-    limit, alone = halving.seconds(config.budget) - spent, pilots.labelled is not None
-    one = pilots.run(candidates[0], 1, config.seed + SELECTION_SEED)['seconds']
+    first = Candidate(folders[0], config.temperatures[0])
+    one = pilots.run(first, 1, config.seed + SELECTION_SEED)['seconds']
+
+    def takes(epochs: int) -> float:
+        return spent + one * halving.pilot_epochs(
+            len(folders), len(config.temperatures), epochs, config.seeds, pilots.labelled is not None)
+
     for epochs in range(config.epochs, 0, -1):
-        if one * halving.pilot_epochs(len(candidates), epochs, config.seeds, alone) <= limit:
+        if takes(epochs) <= halving.seconds(config.budget):
             _logger.info('an epoch of a pilot takes %.1f s: %d epochs fit into %s', one, epochs, config.budget)
             return epochs
-    least = spent + one * halving.pilot_epochs(len(candidates), 1, config.seeds, alone)
     raise SettingError(f'{setting("budget", config.budget)} is too small: with pilots of one epoch it takes about '
-                       f'{least:.0f} s here; give that, or fewer teachers, temperatures or seeds')
+                       f'{takes(1):.0f} s here; give that, or fewer teachers, temperatures or seeds')
 
 
-def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str, comparisons: int = 1) -> dict[str, Any]:
+def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
     """The difference that a teacher makes to its students, seed by seed."""
     gains = [a['top1'] - b['top1'] for a, b in zip(arms[name], arms[reference], strict=True)]
-    mean, half = interval(gains, comparisons)
+    mean, half = interval(gains)
     kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
     than = reference if reference == ALONE else f'students of {reference}'
     verdict = f'{kind}: students of {name} are {mean:+.2f} points against {than} (95 %: {mean - half:+.2f} to ' \
@@ -203,35 +211,33 @@ def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str, c
 
 
 def _recommend(
-        arms: dict[str, list[dict[str, Any]]],
         teachers: dict[str, Any],
         comparisons: Sequence[dict[str, Any]],
         baseline: str,
+        candidates: int,
         seconds: float,
 ) -> dict[str, Any]:
-    """The finalist that is surely better than the baseline and best, or the baseline."""
-    others = [c for c in comparisons if c['reference'] == baseline]
-    leader = max(others, key=lambda c: c['mean'], default=None)
-    best = max((c for c in others if c['kind'] == 'gain'), key=lambda c: c['mean'], default=None)
-    chosen = best['teacher'] if best else baseline
+    """The best other teacher if it is surely better than the baseline, or else the baseline."""
+    against = next((c for c in comparisons if c['reference'] == baseline), None)
+    gain = against if against and against['kind'] == 'gain' else None
+    chosen = gain['teacher'] if gain else baseline
     take = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
-    if best:
-        text = f'{take}: {_points(best)} points over {baseline}'
-    elif leader:
-        text = f'no difference: {take}, the baseline at its best temperature; none of {len(teachers) - 1} others is ' \
-               f'surely better'
-        if leader['mean'] > 0:
-            text += f'. {leader["teacher"]} led by {_points(leader)}: more epochs or seeds would tell'
+    if against is None:
+        text = f'{take}, the only teacher'
+    elif gain:
+        text = f'{take}: {_points(gain)} points over {baseline}'
     else:
-        text = f'{take}, the only candidate'
+        other = against['teacher'] if candidates == 2 else f'the best of {candidates - 1} others, {against["teacher"]},'
+        text = f'{take}, the baseline at its best temperature: {other} made {_points(against)} points'
+        if against['kind'] == 'no gain':
+            text = f'no difference: {text}' + ('; more epochs or seeds would tell' if against['mean'] > 0 else '')
     text += f' ({seconds / 60:.1f} minutes of training)'
-    led = leader['teacher'] if leader and leader['mean'] > 0 else baseline
+    led = against['teacher'] if against and against['mean'] > 0 else baseline
     return {'teacher': teachers[chosen]['folder'], 'temperature': teachers[chosen]['temperature'], 'text': text,
-            'gain': best and best['mean'], 'half_width': best and best['half_width'], 'seconds': seconds,
+            'gain': gain and gain['mean'], 'half_width': gain and gain['half_width'], 'seconds': seconds,
             'leader': {name: teachers[led][name] for name in ('folder', 'temperature')}}
 
 
 def _points(comparison: dict[str, Any]) -> str:
     mean, half = comparison['mean'], comparison['half_width']
     return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]'
-

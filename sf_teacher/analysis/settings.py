@@ -29,8 +29,8 @@ class ReportRun(StudentRun):
     teachers: tuple[str, ...] = option((), 'exported folders of the teachers', positional=True)
     baseline: str = option('', 'exported folder of the teacher to compare with (default: the first one)')
     temperatures: tuple[float, ...] = option(
-        (2., 4., 8., 16.), 'temperatures of the distillation to try with each teacher', above=0, high=100)
-    seeds: int = option(3, 'pilot students for each of the last teachers, with --seed and the following seeds', low=2)
+        (2., 4., 8., 16.), 'temperatures of the distillation to try', above=0, high=100)
+    seeds: int = option(5, 'pilot students of the two teachers that are compared, --seed and the following', low=2)
     epochs: int = option(5, 'epochs of a pilot student', low=1)
     fine_tune: int = option(0, 'also try the baseline trained on for so many epochs, by SFTN with the student as its '
                                'branch and by cross entropy alone', low=0)

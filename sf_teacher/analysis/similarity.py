@@ -38,17 +38,12 @@ def predict(model: nn.Module, loader: Iterable[Any], boundaries: Sequence[Bounda
     return Predictions(torch.cat(logits), [torch.cat(kept) for kept in features], torch.cat(labels))
 
 
-def interval(values: Sequence[float], comparisons: int = 1) -> tuple[float, float]:
-    """Mean and half-width of its 95 % confidence interval (Student's t).
-
-    Args:
-        values: One for each seed.
-        comparisons: How many such intervals hold together with 95 % (Bonferroni).
-    """
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the values, one for each seed, and half-width of its 95 % confidence interval (Student's t)."""
     from scipy.stats import t
 
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.inf
-    quantile = float(t.ppf(1 - 0.025 / comparisons, len(values) - 1))
+    quantile = float(t.ppf(0.975, len(values) - 1))
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))

@@ -1,4 +1,5 @@
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -17,31 +18,71 @@ def test_the_verdict_follows_the_paired_interval(gains, kind):
     assert found['kind'] == kind and found['verdict'].startswith(f'{kind}: students of a')
 
 
-def test_halving_keeps_the_better_half_and_the_baseline():
-    candidates = [Candidate(folder, t) for folder in 'abcd' for t in (2., 4., 8., 16.)]
-    worth = {c: {'a': 0, 'b': 3, 'c': 2, 'd': 1}[c.folder] * 10 + c.temperature for c in candidates}
+TEMPERATURES = (2., 4., 8., 16.)
+
+
+def choose(folders, temperatures, epochs, worth):
     asked = []
-    rounds = halving.halve(candidates, 'a', 8, lambda c, epochs: asked.append(epochs) or worth[c])
-    assert [(r.epochs, len(r.top1)) for r in rounds] == [(4, 16), (8, 8)]
-    assert asked == [4] * 16 + [8] * 8
-    assert Candidate('a', 16.) in rounds[1].top1 and Candidate('a', 8.) not in rounds[1].top1
-    last = halving.finalists(candidates, rounds, 'a')
-    assert last == [Candidate('a', 16.), Candidate('b', 16.), Candidate('b', 8.), Candidate('c', 16.)]
-    assert halving.finalists([Candidate('a', 4.)], halving.halve([Candidate('a', 4.)], 'a', 8, pytest.fail), 'a') == [
-        Candidate('a', 4.)]
-    assert halving.pilot_epochs(16, 8, 3) == 16 * 4 + 8 * 8 + 5 * 3 * 8
+
+    def pilot(candidate, of_round):
+        asked.append((candidate, of_round))
+        return worth(candidate)
+    return halving.choose(folders, temperatures, epochs, pilot), asked
 
 
-@pytest.mark.parametrize('gains,chosen,text', [
-    ((3., 3.2, 2.9), 'b', r'take b at T = 2: \+3.03 \['),
-    ((3., -3.2, 2.9), 'a', r'no difference: take a at T = 2, the baseline at its best temperature; none of 1 others is '
-     r'surely better. B led by \+0.90 \[-7.92, \+9.72\]: more epochs or seeds would tell \('),
-    ((-3., -3.2, 2.9), 'a', r'no difference: take a at T = 2, the baseline at its best temperature; none of 1 others '
-     r'is surely better \('),
+def test_the_baseline_gets_its_temperature_then_the_best_other_teacher_gets_its_own():
+    best = {'a': 8., 'b': 2., 'c': 16.}
+    worth = {Candidate(f, t): 10 * 'acb'.index(f) - abs(t - best[f]) for f in best for t in TEMPERATURES}
+    (rounds, finalists), asked = choose('abc', TEMPERATURES, 6, worth.__getitem__)
+    assert [list(r.top1) for r in rounds] == [
+        [Candidate('a', t) for t in TEMPERATURES], [Candidate('b', 8.), Candidate('c', 8.)],
+        [Candidate('b', t) for t in TEMPERATURES]]
+    assert {r.epochs for r in rounds} == {6} and rounds[0].top1[Candidate('a', 2.)] == worth[Candidate('a', 2.)]
+    assert finalists == [Candidate('a', 8.), Candidate('b', 2.)]
+    assert len(set(asked)) * 6 + (2 + 1) * 5 * 6 == halving.pilot_epochs(3, 4, 6, 5)
+
+
+def test_many_teachers_are_thinned_out_by_successive_halving():
+    folders = [f'{i:02d}' for i in range(18)]
+    (rounds, finalists), asked = choose(folders, (4.,), 10, lambda c: int(c.folder) % 11)
+    assert [(r.epochs, len(r.top1)) for r in rounds] == [(1, 17), (2, 9), (5, 5), (10, 3)]
+    assert finalists == [Candidate('00', 4.), Candidate('10', 4.)]
+    assert all(set(after.top1) < set(before.top1) for before, after in pairwise(rounds))
+    assert sum(epochs for _, epochs in asked) + 2 * 5 * 10 == halving.pilot_epochs(18, 1, 10, 5, alone=False)
+
+
+@pytest.mark.parametrize(('folders', 'temperatures'), [('a', (4.,)), ('ab', (4.,)), ('a', TEMPERATURES), (
+    'ab', TEMPERATURES), ('abc', (4.,)), ('abcdefgh', TEMPERATURES), ('abcdef', (2., 4.))])
+def test_a_report_costs_what_it_says(folders, temperatures):
+    (rounds, finalists), asked = choose(folders, temperatures, 8, lambda c: ord(c.folder) + c.temperature)
+    assert [c.folder for c in finalists] == sorted({'a', folders[-1]})
+    assert {c.temperature for c in finalists} == {temperatures[-1]}
+    assert bool(rounds) == (len(temperatures) > 1 or len(folders) > 2)     # else there is nothing to choose
+    assert sum(e for _, e in set(asked)) + len(finalists) * 3 * 8 == halving.pilot_epochs(
+        len(folders), len(temperatures), 8, 3, alone=False)
+
+
+BASELINE = 'take a at T = 2, the baseline at its best temperature: '
+
+
+@pytest.mark.parametrize(('gains', 'chosen', 'text'), [
+    ((3., 3.2, 2.9), 'b', r'take b at T = 4: \+3.03 \[\+2.65, \+3.41\] points over A \('),
+    ((3., -3.2, 2.9), 'a', rf'no difference: {BASELINE}the best of 2 others, B, made \+0.90 \[-7.92, \+9.72\] points; '
+                           r'more epochs or seeds would tell \('),
+    ((-3., 3.2, -2.9), 'a', rf'no difference: {BASELINE}the best of 2 others, B, made -0.90 \[-9.72, \+7.92\] points '
+                            r'\('),
+    ((-3., -3.2, -2.9), 'a', rf'{BASELINE}the best of 2 others, B, made -3.03 \[-3.41, -2.65\] points \('),
 ])
 def test_the_recommendation_is_surely_better_or_the_baseline(gains, chosen, text):
     arms = {'A': [{'top1': 50. + i} for i in range(3)], 'B': [{'top1': 50. + i + g} for i, g in enumerate(gains)]}
-    teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 2.}}
-    found = _recommend(arms, teachers, [_compare(arms, 'B', 'A')], 'A', 60.)
+    teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 4.}}
+    found = _recommend(teachers, [_compare(arms, 'B', 'A')], 'A', 3, 60.)
     assert found['teacher'] == chosen and re.match(text, found['text']) and '1.0 minutes' in found['text']
-    assert found['leader'] == {'folder': 'b' if sum(gains) > 0 else 'a', 'temperature': 2.}
+    led = ('b', 4.) if sum(gains) > 0 else ('a', 2.)
+    assert tuple(found['leader'].values()) == led
+    assert (found['gain'] is None) == (chosen == 'a')
+
+
+def test_a_report_of_one_teacher_recommends_its_temperature():
+    found = _recommend({'A': {'folder': 'a', 'temperature': 2.}}, [], 'A', 1, 60.)
+    assert found['text'] == 'take a at T = 2, the only teacher (1.0 minutes of training)' and found['gain'] is None
