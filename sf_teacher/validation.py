@@ -84,6 +84,11 @@ class Checked:
         """Of these settings, those that are not the default."""
         return [name for name in names if getattr(self, name) != getattr(type(self), name)]
 
+    @classmethod
+    def decisive(cls) -> list[str]:
+        """The names of the options that results depend on: all that are not `free`."""
+        return [f.name for f in fields(cls) if not f.metadata['free']]      # type: ignore[arg-type]
+
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
     """Options from plain values, refusing names that there are not.

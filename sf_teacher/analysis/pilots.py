@@ -76,7 +76,7 @@ class Pilots:
         return row
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
-        settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if not f.metadata['free']}
+        settings = {name: getattr(self.settings, name) for name in self.settings.decisive()}
         return digest(asdict(candidate), epochs, seed, stamp(candidate.folder), settings)[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -188,6 +188,6 @@ def _input_size(config: TeacherRun | StudentRun) -> Any:
 
 def _chosen(config: Any) -> dict[str, Any]:
     """The settings that are not the defaults, without where and how they were run."""
-    default = asdict(type(config)())
-    return {f.name: getattr(config, f.name) for f in fields(config)
-            if getattr(config, f.name) != default[f.name] and not f.metadata['free']}
+    default = type(config)()
+    values = {name: getattr(config, name) for name in config.decisive()}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}

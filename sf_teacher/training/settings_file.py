@@ -104,5 +104,5 @@ def to_yaml(config: Checked, comments: Mapping[str, str] | None = None) -> str:
 def changed(config: Checked, values: Mapping[str, Any]) -> list[str]:
     """The settings that differ from those of an earlier run and may not."""
     now = yaml.safe_load(to_yaml(config))
-    return [f'{f.name}: {values.get(f.name)!r} then, {now[f.name]!r} now' for f in fields(config)
-            if not f.metadata['free'] and values.get(f.name) != now[f.name]]
+    return [f'{name}: {values.get(name)!r} then, {now[name]!r} now' for name in config.decisive()
+            if values.get(name) != now[name]]
