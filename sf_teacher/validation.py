@@ -87,7 +87,7 @@ class Checked:
     @classmethod
     def decisive(cls) -> list[str]:
         """The names of the options that results depend on: all that are not `free`."""
-        return [f.name for f in fields(cls) if not f.metadata['free']]      # type: ignore[arg-type]
+        return [f.name for f in fields(cls) if not f.metadata['free']]
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
