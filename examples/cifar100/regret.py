@@ -68,13 +68,15 @@ def regrets(result: Result) -> dict[str, float]:
 def shown() -> str:
     """The table of what has been run."""
     found = [json.loads(path.read_text()) for path in (RESULTS / ADVISOR).glob('*.json')]
-    head = ('protocol, pair', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'recommended', 'its student, %',
-            'regret', 'led in the pilots', 'its student, %', 'regret', 'best candidate', 'its student, %', 'worst, %')
+    head = ('protocol, pair', 'pilots', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'recommended',
+            'its student, %', 'regret', 'led in the pilots', 'its student, %', 'regret', 'best candidate',
+            'its student, %', 'worst, %')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for r in sorted(found, key=lambda r: (r['protocol'], r['pair'], r['seconds'])):
         full = {(arm, t): top1 for arm, t, top1 in r['candidates']}
         best = max(full, key=full.__getitem__)
-        cells = [f'{r["protocol"]}, {r["pair"]}', r['budget'], f'{r["seconds"] / 60:.1f}', str(r['epochs']),
+        how = 'in three steps' if 'rounds' in r else 'of all candidates (an earlier version)'
+        cells = [f'{r["protocol"]}, {r["pair"]}', how, r['budget'], f'{r["seconds"] / 60:.1f}', str(r['epochs']),
                  str(len(full))]
         for name, regret in regrets(r).items():
             arm, t = r[name]
@@ -129,10 +131,12 @@ def main() -> None:
     candidates = [[arm, t, each[t]['top1']] for arm, each in students.items() for t in each]
     result = {
         'protocol': path.stem, 'pair': pair, 'seed': seed, 'budget': args.budget, 'epochs': found['epochs'],
-        'seconds': round(taken['seconds'], 1), **chosen, 'candidates': candidates, 'text': taken['text'],
-        'machine': machine(torch.device('cpu'))}
+        'seconds': round(taken['seconds'], 1), 'rounds': found['rounds'], **chosen, 'candidates': candidates,
+        'text': taken['text'], 'machine': machine(torch.device('cpu'))}
     (args.results / ADVISOR).mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + '\n'
+    for folder, name in folders.items():
+        text = text.replace(folder, name)
     write_atomically(args.results / ADVISOR / f'{named}.json', lambda file: file.write(text.encode()))
     for name, regret in regrets(result).items():
         arm, t = result[name]
