@@ -33,7 +33,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 
 import sf_teacher
-from sf_teacher.analysis.similarity import interval, predict
+from sf_teacher.analysis.intervals import interval
+from sf_teacher.analysis.predictions import predict
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.in_memory import InMemoryLoader, load_images
 from sf_teacher.data.settings import DataConfig

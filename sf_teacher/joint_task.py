@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from timm.task import TrainingTask
@@ -111,3 +111,8 @@ class JointTask(TrainingTask):
         own = {id(p): name for name, p in self.joint.named_parameters()}
         names = {name: own.get(id(p), '') for name, p in self.named_parameters()}
         return lambda name: matcher(names.get(name, ''))
+
+
+def needs_index(task: TrainingTask) -> TypeGuard[JointTask]:
+    """Whether a step of the task needs the numbers of its images in the data set."""
+    return isinstance(task, JointTask) and task.method.needs_index

@@ -12,7 +12,7 @@ from chosen import CHOSEN, by_student
 from gains import nested_gains, with_images
 from protocol import ALONE, STANDARD, read
 
-from sf_teacher.analysis.similarity import interval
+from sf_teacher.analysis.intervals import interval
 
 HERE = Path(__file__).resolve().parent
 FIGURES = {     # protocols of one figure, and what lies along its axis

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from plan import Choice, Result
 
-from sf_teacher.analysis.similarity import interval
+from sf_teacher.analysis.intervals import interval
 
 RIGHT = {'top1': 'right', 'validation_top1': 'validation_right'}    # where a result says on which images
 

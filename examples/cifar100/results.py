@@ -18,7 +18,7 @@ from gains import verdict
 from plan import student_runs
 from protocol import ALONE, STANDARD, Protocol, read
 
-from sf_teacher.analysis.similarity import interval
+from sf_teacher.analysis.intervals import interval
 
 HERE = Path(__file__).resolve().parent
 OVERVIEW = HERE.parents[1] / 'docs/results.md'

@@ -25,7 +25,7 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 import sf_teacher
-from sf_teacher.analysis.similarity import predict
+from sf_teacher.analysis.predictions import predict
 from sf_teacher.data.in_memory import InMemoryLoader
 from sf_teacher.exporting.reload import TEACHER, sha256
 from sf_teacher.files import write_atomically

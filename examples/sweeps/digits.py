@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import quickstart as q
 
 import sf_teacher
-from sf_teacher.analysis.similarity import interval
+from sf_teacher.analysis.intervals import interval
 
 SEEDS = range(100, 110)
 PAIRS: dict[str, tuple[q.Spec, q.Spec]] = {

@@ -1,1 +1,1 @@
-"""What a user reads before training (inspection) and after it (report). It trains nothing by itself."""
+"""What a user reads before training (inspection) and after it (report, which trains pilot students)."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SFTeacherError
-from .similarity import interval
+from .intervals import interval
 
 
 def matplotlib_pyplot() -> Any:
@@ -36,7 +36,7 @@ def report_figure(result: dict[str, Any], path: Path) -> None:
     left.invert_yaxis()
     low = min(v[0] - v[1] for v in values)
     left.set(title=f'{result["student"]} after {result["epochs"]} epochs', xlabel='accuracy (%), 95 % interval',
-             xlim=(max(0., low - 5.) if low > float('-inf') else 0., None))
+             xlim=(max(0., low - 5.), None))
     for name, label in zip(names, labels, strict=True):
         if name in result['teachers']:
             cka = [[c['value'] for c in p['cka']] for p in result['pilots'][name]]

@@ -12,12 +12,12 @@ from ..exporting.exported import exported_folder
 from ..training.planning import STANDARD
 from ..training.runs import train_teacher
 from ..training.settings import TeacherRun, TrainConfig
-from .pilots import digest, remembered, stamp
+from .pilots import digest, remembered, shortened, stamp
 from .settings import ReportRun
 
 _logger = logging.getLogger(__name__)
 
-_OWN = ('epochs', 'lr', 'output', 'resume', 'num_classes')     # of a report, not of a teacher that it trains
+_OWN = ('lr', 'output', 'resume', 'num_classes')     # of a report, not of a teacher that it trains
 
 
 def fine_tunings(config: ReportRun, baseline: str) -> list[TeacherRun]:
@@ -40,10 +40,12 @@ def fine_tune(run: TeacherRun, data: Data) -> tuple[str, float]:
 
 
 def _run(config: ReportRun, baseline: str, method: str) -> TeacherRun:
-    common = {f.name: getattr(config, f.name) for kind in (DataConfig, TrainConfig) for f in fields(kind)}
+    settings = shortened(config, config.fine_tune)
+    common = {f.name: getattr(settings, f.name) for kind in (DataConfig, TrainConfig) for f in fields(kind)}
+    pretrained = {'pretrained': True} if config.pretrained else {}
     branch: dict[str, Any] = {} if method == STANDARD else dict(
-        student=(config.student,), student_kwargs=config.model_kwargs)
+        student=(config.student,), student_kwargs={**pretrained, **config.model_kwargs})
     run = TeacherRun(**{name: value for name, value in common.items() if name not in _OWN}, **branch, method=method,
-                     teacher=f'local-dir:{exported_folder(baseline)}', epochs=config.fine_tune, lr=config.fine_tune_lr)
+                     teacher=f'local-dir:{exported_folder(baseline)}', lr=config.fine_tune_lr)
     key = digest(asdict(replace(run, device='', workers=0, threads=None)), stamp(baseline))[:8]
     return replace(run, output=str(Path(config.output) / 'fine_tuned' / f'{method}-{key}'))

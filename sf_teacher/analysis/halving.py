@@ -18,14 +18,10 @@ FULL_LENGTH = 4     # so many teachers are piloted for all epochs; of more, the 
 
 
 @dataclass(frozen=True)
-class Rung:
+class Round:
     """A round: the candidates that were piloted, for how many epochs, and their accuracies."""
     epochs: int
     top1: dict[Candidate, float]
-
-    @property
-    def best(self) -> Candidate:
-        return max(self.top1, key=self.top1.__getitem__)
 
 
 def rungs(teachers: int, epochs: int) -> list[int]:
@@ -52,7 +48,7 @@ def choose(
         temperatures: Sequence[float],
         epochs: int,
         pilot: Callable[[Candidate, int], float],
-) -> tuple[list[Rung], list[Candidate]]:
+) -> tuple[list[Round], list[Candidate]]:
     """The temperature of the baseline, the best other teacher at that temperature, and the temperature of that one.
 
     The other teachers are thinned out by successive halving: pilot all of them briefly, keep the better half, pilot it
@@ -68,22 +64,22 @@ def choose(
         The rounds, of which there are none where nothing is to be chosen; and the finalists: the baseline, and the best
         other teacher if there is one, each at its best temperature.
     """
-    done: list[Rung] = []
+    done: list[Round] = []
 
-    def best(candidates: Sequence[Candidate], of_round: int = epochs) -> Candidate:
-        if len(candidates) == 1:
-            return candidates[0]
-        done.append(Rung(of_round, {c: pilot(c, of_round) for c in candidates}))
-        return done[-1].best
+    def piloted(candidates: Sequence[Candidate], of_round: int) -> list[Candidate]:
+        """The candidates, the best first."""
+        if len(candidates) > 1:
+            done.append(Round(of_round, {c: pilot(c, of_round) for c in candidates}))
+            return sorted(candidates, key=lambda c: -done[-1].top1[c])
+        return list(candidates)
 
     baseline, *others = folders
-    finalists = [best([Candidate(baseline, t) for t in temperatures])]
+    finalists = piloted([Candidate(baseline, t) for t in temperatures], epochs)[:1]
     left = [Candidate(folder, finalists[0].temperature) for folder in others]
     for of_round in rungs(len(left), epochs):
-        best(left, of_round)
-        left = sorted(left, key=lambda c: -done[-1].top1[c])[:math.ceil(len(left) / 2)]
+        left = piloted(left, of_round)[:math.ceil(len(left) / 2)]
     if left:
-        finalists.append(best([Candidate(left[0].folder, t) for t in temperatures]))
+        finalists += piloted([Candidate(left[0].folder, t) for t in temperatures], epochs)[:1]
     return done, finalists
 
 

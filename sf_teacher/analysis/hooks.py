@@ -6,7 +6,6 @@ path is called in another model is found by what the modules compute, never by a
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,7 +18,9 @@ from ..checks import check_size
 from ..errors import SFTeacherError
 from ..factory import create_model
 from ..split.boundaries import Boundary, Size, default_input_size, widest_stream
+from ..split.pairing import stage_ends
 from ..split.teacher_taps import teacher_boundaries
+from .columns import columns
 
 STAGES, POOLED, CLASSIFIER = ('layer1', 'layer2', 'layer3', 'layer4'), 'avgpool', 'fc'
 USES = {'stage': 'AT, FitNets, FT, VID, SPKD, ICKD', 'activation': 'KR (before the stage\'s last activation)',
@@ -118,8 +119,7 @@ def _four(boundaries: Sequence[Boundary]) -> list[Boundary]:
     """Four stages, or as many as there are."""
     if len({b.size for b in boundaries}) == 1:
         return [boundaries[max(round(len(boundaries) * k / 4), 1) - 1] for k in (1, 2, 3, 4)]
-    lasts = [list(group)[-1] for _, group in itertools.groupby(boundaries, key=lambda b: b.size)]
-    return ([b for b in lasts if b.reduction >= 3] or lasts)[-4:]
+    return stage_ends(boundaries)[-4:]
 
 
 def _before_activation(run: _Run, stage: Hook) -> Hook:
@@ -197,16 +197,14 @@ def hooks(teacher: str, *, num_classes: int | None = None, input_size: Size | No
 
 def render_hooks(result: dict[str, Any]) -> str:
     """The description as text."""
-    from .inspection import _columns
-
     lines = [f'{result["teacher"]}, input {"x".join(map(str, result["input_size"]))}: modules to hook, and what '
              f'torchvision\'s ResNets call them', '']
     rows = [('torchvision', 'here', 'of it', 'shape', 'hooked by')]
     rows += [(h['torchvision'], h['path'], h['io'], 'x'.join(map(str, h['shape'])), h['use']) for h in result['hooks']]
-    lines += _columns(rows)
+    lines += columns(rows)
     if result['torchvision']:
         lines += ['', 'every module of torchvision\'s model of this name:', '']
-        lines += _columns([(h['torchvision'], h['path'], 'x'.join(map(str, h['shape'])))
+        lines += columns([(h['torchvision'], h['path'], 'x'.join(map(str, h['shape'])))
                            for h in result['torchvision']])
     return '\n'.join(lines)
 

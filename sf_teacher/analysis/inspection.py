@@ -20,6 +20,7 @@ from ..split.selection import Boundaries
 from ..split.split_points import student_boundaries
 from ..split.teacher_taps import teacher_boundaries
 from ..task import StudentFriendlyTask
+from .columns import columns
 
 _logger = logging.getLogger(__name__)
 
@@ -144,14 +145,14 @@ def render(result: dict[str, Any]) -> str:
             lines += ['', f'{role} {m["name"]}: {m["parameters"] / 1e6:.2f} M parameters']
             rows = [('*' if s['used'] else '', str(s['index']), s['name'], ' & '.join(s['features']),
                      f'depth {s["depth"]:.2f}') for s in m['stages']]
-            lines += _columns(rows)
+            lines += columns(rows)
     if 'step' not in result:
         lines += ['', '* = used by default. Name a student to see the branches and their cost.']
         return '\n'.join([*lines, _step('plain training', result['plain_step'])])
     name, *rest = result['method'].items()
     lines += ['', f'{name[1]}: ' + ', '.join(f'{k}={v!r}' for k, v in rest), '* = a branch is attached here (teacher), '
               'or a default boundary (student)']
-    lines += _columns([('', p['teacher'], '->', p['student'], p['why']) for p in result['pairs']])
+    lines += columns([('', p['teacher'], '->', p['student'], p['why']) for p in result['pairs']])
     lines += ['', *(f'  {line}' for line in result['branches']), '',
               f'branches: {result["branch_parameters"] / 1e6:.2f} M parameters while training, none in the export',
               _step('plain training', result['plain_step']), _step('with branches', result['step'])]
@@ -163,9 +164,3 @@ def render(result: dict[str, Any]) -> str:
 def _step(name: str, cost: dict[str, float]) -> str:
     return (f'{name:>15}: {cost["gflops_per_image"]:10.2f} GFLOP, {cost["activation_mb_per_image"]:10.2f} MiB of '
             f'activations per image and step')
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(rows[0]))] if rows else []
-    return ['  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows]

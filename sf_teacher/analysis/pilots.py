@@ -3,17 +3,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..data.datasets import Data
+from ..errors import SFTeacherError
 from ..exporting.exported import exported_folder
 from ..files import write_atomically
 from ..functional import calibration_error, entropy, kl_divergence, linear_cka, top1
@@ -24,10 +26,15 @@ from ..training.distillation import KD_SETTINGS
 from ..training.fitting import fit
 from ..training.planning import Plan, plan_student
 from ..training.settings import StudentRun
+from .predictions import Predictions, predict
 from .settings import ReportRun
-from .similarity import Predictions, predict
+
+_logger = logging.getLogger(__name__)
 
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+
+
+Settings = TypeVar('Settings', bound=StudentRun)
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,10 @@ class Pilots:
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
         settings = {name: getattr(self.settings, name) for name in self.settings.decisive()}
-        return digest(asdict(candidate), epochs, seed, stamp(candidate.folder), settings)[:16]
+        return digest(asdict(candidate), epochs, seed, stamp(candidate.folder or self.like), settings)[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
-        settings = replace(_shortened(self.settings, epochs), seed=seed)
+        settings = replace(shortened(self.settings, epochs), seed=seed)
         temperature = candidate.temperature or settings.kd_temperature
         like = plan_student(
             replace(settings, teacher=candidate.folder or self.like, kd_temperature=temperature), self.data)
@@ -122,8 +129,13 @@ def _accuracies(found: Predictions) -> Mapping[str, float]:
 
 
 def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:
-    ours, theirs = (default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student))
-    return pair_boundaries(ours, theirs)
+    """Where CKA is measured; nowhere, if features of one of the models cannot be had."""
+    try:
+        ours, theirs = (default_boundaries(teacher_boundaries(m, size)[0]) for m in (teacher, student))
+        return pair_boundaries(ours, theirs)
+    except SFTeacherError as error:
+        _logger.info('no CKA: %s', error)
+        return []
 
 
 def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -155,7 +167,7 @@ def pilot_settings(config: ReportRun) -> StudentRun:
     return StudentRun(**{**common, 'output': ''})
 
 
-def _shortened(settings: StudentRun, epochs: int) -> StudentRun:
+def shortened(settings: Settings, epochs: int) -> Settings:
     """The same schedule in so many epochs: its warm-up and its decays come as much earlier."""
     share = epochs / settings.epochs
     milestones = tuple(e for e in (round(share * e) for e in settings.decay_milestones) if 0 < e < epochs)

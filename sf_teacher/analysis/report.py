@@ -15,16 +15,17 @@ from ..data.datasets import load_data
 from ..data.settings import NO_SPLIT
 from ..data.unlabelled import with_unlabelled
 from ..errors import SettingError, SFTeacherError
-from ..exporting.exported import load_teacher
+from ..exporting.exported import exported_folder, load_teacher
 from ..files import write_atomically
 from ..training.planning import plan_teacher
 from ..validation import setting
 from . import halving
+from .columns import columns
 from .figures import matplotlib_pyplot, report_figure
 from .fine_tuned import fine_tune, fine_tunings
+from .intervals import interval
 from .pilots import Candidate, Pilots, pilot_settings, put_json
 from .settings import ReportRun
-from .similarity import interval
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +54,11 @@ def report(config: ReportRun) -> dict[str, Any]:
     Raises:
         SFTeacherError: Something does not fit, or matplotlib is missing; no student has been trained.
     """
-    folders = list(dict.fromkeys([*([config.baseline] if config.baseline else []), *config.teachers]))
+    given = [*([config.baseline] if config.baseline else []), *config.teachers]
+    by_path: dict[Path, str] = {}
+    for folder in given:
+        by_path.setdefault(exported_folder(folder).resolve(), folder)
+    folders = list(by_path.values())
     sizes = _check(config, folders)
     pilot = pilot_settings(config)
     channels = (pilot.input_size or sizes[0])[0]
@@ -123,17 +128,17 @@ def table(result: dict[str, Any]) -> str:
         if teacher:
             cka = ' '.join(f'{statistics.fmean(p["cka"][i]["value"] for p in pilots):.2f}'
                            for i in range(len(pilots[0]['cka'])))
-            shared = [*(f'{statistics.fmean(p[k] for p in pilots):.3f}' for k in ('agreement', 'kl')), cka]
+            shared = [*(f'{statistics.fmean(p[k] for p in pilots):.3f}' for k in ('agreement', 'kl')), cka or '-']
         rows.append((name, *own, f'{mean:.2f} ± {half:.2f}', *shared))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     verdicts = [c['verdict'] for c in result['comparisons']]
     epochs, asked = result['epochs'], result['epochs_without_budget']
     fewer = f' ({asked} do not fit into the budget; shorter pilots may order teachers otherwise)'
     note = f'Students: {result["student"]}, {epochs} epochs{fewer if epochs < asked else ""}, ' \
            f'{len(next(iter(result["pilots"].values())))} seeds, 95 % confidence: for other students of these ' \
-           f'teachers, on these images. Other teachers of a kind, and other images, vary more.'
-    return '\n'.join([*lines, '', *verdicts, note, '', result['recommendation']['text']])
+           f'teachers, on these images. Other teachers of a kind, and other images, vary more.' + (
+               ' Their accuracy is on one half of the validation images, what stands beside it on all of them.'
+               if result['rounds'] else '')
+    return '\n'.join([*columns(rows, ''), '', *verdicts, note, '', result['recommendation']['text']])
 
 
 def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
@@ -230,7 +235,7 @@ def _recommend(
         other = against['teacher'] if candidates == 2 else f'the best of {candidates - 1} others, {against["teacher"]},'
         text = f'{take}, the baseline at its best temperature: {other} made {_points(against)} points'
         if against['kind'] == 'no gain':
-            text = f'no difference: {text}' + ('; more epochs or seeds would tell' if against['mean'] > 0 else '')
+            text = f'no sure difference: {text}' + ('; more epochs or seeds may tell' if against['mean'] > 0 else '')
     text += f' ({seconds / 60:.1f} minutes of training)'
     led = against['teacher'] if against and against['mean'] > 0 else baseline
     return {'teacher': teachers[chosen]['folder'], 'temperature': teachers[chosen]['temperature'], 'text': text,

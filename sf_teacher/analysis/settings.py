@@ -1,4 +1,4 @@
-"""Settings of what looks at models without training teachers: `sf-teacher inspect` and `sf-teacher report`."""
+"""Settings of what looks at models: `sf-teacher inspect`, and `sf-teacher report`, which trains pilots."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`sf-teacher report`: how well students learn from exported teachers."""
+"""`sf-teacher report`: which of exported teachers to take, and at which temperature."""
 import argparse
 import logging
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from ..analysis.settings import ReportRun
 from .flags import add_settings, settings
 
-HELP = 'measure how well students learn from exported teachers'
+HELP = 'say which of exported teachers to take, by short students of each'
 EXAMPLE = 'sf-teacher report runs/teacher/teacher --student resnet10t --data digits --output runs/report'
 LEFT_OUT = ('teacher', 'resume', 'tensorboard', 'log_with', 'kd_temperature')     # a report has no use for them
 

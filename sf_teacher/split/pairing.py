@@ -18,13 +18,17 @@ def default_boundaries(boundaries: Sequence[Boundary]) -> list[Boundary]:
     depth. Of parallel streams (several boundaries of one depth) the widest counts.
     """
     boundaries = widest_stream(boundaries)
-    usable = [b for b in boundaries if b.depth < 1.] or list(boundaries)
+    usable = [b for b in boundaries if b.depth < 1.] or boundaries
     if len({b.size for b in boundaries}) == 1:
         steps = {max(round(len(boundaries) * k / 4), 1) / len(boundaries) for k in (1, 2, 3)}
         return [b for b in usable if any(math.isclose(b.depth, s) for s in steps)] or usable[-3:]
-    runs = [list(run) for _, run in itertools.groupby(usable, key=lambda b: b.size)]
-    lasts = [run[-1] for run in runs if run[-1].depth < 1.]
-    return [b for b in lasts if b.reduction >= 3] or lasts or usable
+    return stage_ends(usable)
+
+
+def stage_ends(boundaries: Sequence[Boundary]) -> list[Boundary]:
+    """The last boundary of each resolution, without the stem (half the image's or more) where there are others."""
+    lasts = [list(run)[-1] for _, run in itertools.groupby(boundaries, key=lambda b: b.size)]
+    return [b for b in lasts if b.reduction >= 3] or lasts
 
 
 def pair_boundaries(

@@ -1,7 +1,8 @@
 """The optional training loop behind `sf-teacher train` and `distill`: settings, loop, run folder.
 
-No method and no model knowledge: what is trained is any `timm.task.TrainingTask`. Names are imported when first asked
-for, so that the command line can read the settings without importing torch.
+What is trained is any `timm.task.TrainingTask`; of a `JointTask` it knows that epochs, and for some methods the numbers
+of the images, are to be told. Names are imported when first asked for, so that the command line can read the settings
+without importing torch.
 """
 import importlib
 from typing import TYPE_CHECKING, Any

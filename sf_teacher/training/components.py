@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.batches import check_evaluated, explained, num_classes, unpacked
 from ..errors import SettingError, SFTeacherError
-from ..joint_task import JointTask
+from ..joint_task import needs_index
 from ..validation import like_it, setting
 from .settings import TrainConfig
 
@@ -106,7 +106,7 @@ def check_smoothing(task: TrainingTask, config: TrainConfig) -> None:
 
 def create_mixup(task: TrainingTask, config: TrainConfig) -> Mixup:
     """timm's mixup and cutmix."""
-    if isinstance(task, JointTask) and task.method.needs_index:
+    if needs_index(task):
         raise SFTeacherError(f'{type(task.method).__name__} needs to know which image of the data set each one is, and '
                              f'mixup and cutmix make one of two: leave them at 0')
     count = num_classes(task)

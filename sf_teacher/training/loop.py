@@ -20,7 +20,7 @@ from ..data.batches import check_labels, explained, unpacked
 from ..data.unlabelled import lowest_label
 from ..errors import SFTeacherError
 from ..files import undisturbed
-from ..joint_task import JointTask
+from ..joint_task import JointTask, needs_index
 from ..rng import random_state, set_random_state
 from ..validation import setting
 from .components import create_mixup, create_optimizer, evaluate, peak_memory, set_epoch, to_device, trainable
@@ -178,7 +178,7 @@ class Loop:
         steps, batches = self.config.grad_accum_steps, len(self.train_loader)
         average, images, began = Average(), 0, time.perf_counter()
         self.optimizer.zero_grad()
-        indexed = isinstance(self.task, JointTask) and self.task.method.needs_index
+        indexed = needs_index(self.task)
         for batch, given in enumerate(self.train_loader):
             inputs, target, *index = unpacked(given, 'training', indexed)
             if epoch == self.start:

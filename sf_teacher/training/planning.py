@@ -21,7 +21,7 @@ from ..errors import SettingError, SFTeacherError
 from ..exporting.class_names import class_names_of
 from ..exporting.exported import load_teacher
 from ..factory import create_model, wrap
-from ..joint_task import JointTask
+from ..joint_task import needs_index
 from ..methods import METHODS, make_method
 from ..methods.base import Method
 from ..split.boundaries import default_input_size
@@ -151,7 +151,7 @@ def _plan(
     config = replace(config, num_classes=data.num_classes, hflip=flip_probability(config),
                      **{k: tuple(data_config[k]) for k in ('input_size', 'mean', 'std')})
     world = World.current()
-    with_index = isinstance(task, JointTask) and task.method.needs_index
+    with_index = needs_index(task)
     loaders = create_loaders(data, config, config, data_config, device, world.rank, world.size, with_index, decode)
     metadata |= {'data': config.data or config.dataset, 'seed': config.seed, 'epochs': config.epochs,
                  'settings': _chosen(config)}

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -72,16 +73,39 @@ def test_report_measures_teachers_and_pilots(teachers, tmp_path, capsys):
 ])
 def test_a_shorter_pilot_has_the_same_schedule_in_its_epochs(given, epochs, expected):
     settings = StudentRun(student='test_resnet', epochs=5, **given)
-    found = pilots._shortened(settings, epochs)
+    found = pilots.shortened(settings, epochs)
     assert found.epochs == epochs and {name: getattr(found, name) for name in expected} == expected
-    assert pilots._shortened(settings, 5) == settings
+    assert pilots.shortened(settings, 5) == settings
 
 
-def test_pilots_are_known_again_whatever_ran_them(tmp_path):
-    made = [pilots.Pilots(StudentRun(student='test_resnet', **how), None, None, tmp_path, '')
+def test_pilots_are_known_again_whatever_ran_them(teachers, tmp_path):
+    made = [pilots.Pilots(StudentRun(student='test_resnet', **how), None, None, tmp_path, teachers[0])
             for how in (dict(), dict(threads=1, workers=2, log_interval=9, device='cpu'), dict(lr=0.1))]
     first, same, other = (p._key(pilots.Candidate(''), 1, 0) for p in made)
     assert first == same != other
+    baseline = pilots.Pilots(StudentRun(student='test_resnet'), None, None, tmp_path, teachers[1])
+    assert baseline._key(pilots.Candidate(''), 1, 0) != first       # the student alone gets the baseline's images
+
+
+def test_a_teacher_is_not_compared_with_itself(teachers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    same = [teachers[0], f'local-dir:{teachers[0]}', f'{teachers[0]}/', os.path.relpath(teachers[0])]
+    result = report(ReportRun(
+        teachers=tuple(same), student='test_resnet', data=str(runs.folder(tmp_path / 'data')), in_memory=True,
+        batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'), temperatures=(4.,)))
+    assert result['candidates'] == [teachers[0]] and 'the only teacher' in result['recommendation']['text']
+
+
+def test_a_student_whose_features_cannot_be_had_is_reported_without_cka(teachers, tmp_path, caplog):
+    caplog.set_level('INFO')
+    drops_tokens = dict(patch_drop_rate=0.5, img_size=runs.SIZE[-1], patch_size=8)
+    result = report(ReportRun(
+        teachers=(teachers[0],), student='test_vit', model_kwargs=drops_tokens,
+        data=str(runs.folder(tmp_path / 'data')), in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu',
+        output=str(tmp_path / 'out'), temperatures=(4.,)))
+    assert 'no CKA: ' in caplog.text and (tmp_path / 'out/report.png').exists()
+    [row] = [line for line in table(result).splitlines() if line.startswith(teachers[0])]
+    assert row.endswith('  -')
 
 
 @pytest.mark.slow
@@ -143,8 +167,8 @@ def test_a_budget_lowers_the_epochs_or_is_refused(teachers, tmp_path):
 @pytest.mark.slow
 def test_the_baseline_is_fine_tuned_with_branches_and_without_once(teachers, tmp_path, monkeypatch):
     config = ReportRun(teachers=(teachers[0],), student='test_efficientnet', data=str(runs.folder(tmp_path / 'data')),
-                       in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'),
-                       temperatures=(4.,), fine_tune=2, fine_tune_lr=0.01)
+                       in_memory=True, batch_size=8, epochs=2, seeds=2, device='cpu', output=str(tmp_path / 'out'),
+                       temperatures=(4.,), fine_tune=1, fine_tune_lr=0.01, sched='multistep', decay_milestones=(1,))
     result = report(config)
     plain, friendly = (next((tmp_path / 'out/fine_tuned').glob(f'{method}-*/')) for method in ('none', 'sftn'))
     assert result['candidates'] == [teachers[0], str(plain / 'teacher'), str(friendly / 'teacher')]
@@ -153,7 +177,7 @@ def test_the_baseline_is_fine_tuned_with_branches_and_without_once(teachers, tmp
     assert len(result['teachers']) == 2 and f'{teachers[0]} at T = 4' in result['teachers']
     settings = [yaml.safe_load((folder / 'config.yaml').read_text()) for folder in (plain, friendly)]
     assert [s['student'] for s in settings] == [[], ['test_efficientnet']]
-    assert {(s['epochs'], s['lr'], s['teacher']) for s in settings} == {(2, 0.01, f'local-dir:{teachers[0]}')}
+    assert {(s['epochs'], s['lr'], s['teacher']) for s in settings} == {(1, 0.01, f'local-dir:{teachers[0]}')}
     weights = [load_teacher(str(folder)).state_dict()['conv1.0.weight'] for folder in (teachers[0], plain, friendly)]
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
     took = sum(json.loads(path.read_text())['seconds'] for part in ('fine_tuned', 'pilots')

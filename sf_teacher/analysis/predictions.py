@@ -1,8 +1,6 @@
-"""What a model says of images, and how sure a mean over seeds is."""
+"""What a model says of images."""
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,14 +34,3 @@ def predict(model: nn.Module, loader: Iterable[Any], boundaries: Sequence[Bounda
         for kept, m in zip(features, maps, strict=True):
             kept.append(m.float().mean((2, 3)).cpu())
     return Predictions(torch.cat(logits), [torch.cat(kept) for kept in features], torch.cat(labels))
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of the values, one for each seed, and half-width of its 95 % confidence interval (Student's t)."""
-    from scipy.stats import t
-
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.inf
-    quantile = float(t.ppf(0.975, len(values) - 1))
-    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
