@@ -22,9 +22,9 @@ state and the most that a step allocates, so it grows with the branches' weights
 student with two others (`POOL` in the script): ratios are means over their steps.
 
 Where there is an excess, it is layers that do fewer FLOPs a second than the teacher's, depthwise convolutions most of
-all ([below](#where-the-excess-is); SFTN: the loop by hand has it too). PyTorch's counter takes a grouped
-convolution's weight gradient once for each group; here it is counted once. GTN's gradients and optimizer pass over the
-banks of all students in every step, a few hundredths at most (below).
+all ([below](#where-the-excess-is)). SFTN's loop by hand has it too for ResNet-34, and half of it for the ViT. PyTorch's
+counter takes a grouped convolution's weight gradient once for each group; here it is counted once. GTN's gradients and
+optimizer pass over the banks of all students in every step, a few hundredths at most (below).
 TESKD's pyramid has wide maps at the resolution of the first stage: more of its time is memory than FLOPs, and the
 activation ratio is the nearer limit where it is far above the FLOP ratio, as for ResNet-34. Our goal, an excess of 1.05
 at most, is met by {met} of the {total} rows with memory kept, before rounding; the largest is {largest:.2f}. Spreads
@@ -64,8 +64,8 @@ PROFILE = '''
 ## Where the excess is
 
 Measured by `step_profile.py` ({device}, {threads} thread, torch {torch}; {size} px, batches of {batch_size}, median of
-{rounds} rounds) for the pairs and methods with an eager row above 1.05 and some that are not; compiled steps were not
-profiled. If every kind of operator took as much longer as there are more FLOPs, the step ratio would be the FLOP ratio.
+{rounds} rounds) for the pairs and methods with an eager row, memory kept, above 1.05 and some that are not; compiled
+steps were not profiled. If every kind of operator took as much longer as there are more FLOPs, the step ratio would be the FLOP ratio.
 What each adds to the difference, in parts of a plain step: **products** (convolutions, matrix products, attention),
 **normalisation**, the **optimizer**, and the **rest** (element by element, copies, pooling, reductions), with the
 GFLOP/s of the teacher's products and of the branches'.

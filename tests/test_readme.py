@@ -70,25 +70,50 @@ def table_of(protocol):
     return results.split(f'<!-- {protocol}, by')[1].split('<!-- end')[0]
 
 
-@pytest.mark.parametrize(('begins', 'protocols'), [
-    ('**Few labels, many images without: a gain, for CNNs.**', ['few_labels', 'few_labels_25', 'few_labels_100']),
-    ('**Labels for all images: none.**', ['cpu'])])
-def test_the_numbers_it_quotes_are_those_of_the_tables_of_results(begins, protocols):
-    said = README.split(begins)[1].split('\n\n')[0]
-    numbers = re.findall(r'[-+]?\d+\.\d\d', said)
-    table = ''.join(map(table_of, protocols))
-    assert len(numbers) >= 5 and all(re.search(rf'(?<![\d.]){re.escape(number)}(?!\d)', table) for number in numbers)
+def paragraph(begins):
+    return README.split(begins)[1].split('\n\n')[0]
+
+
+def test_the_numbers_it_quotes_of_labels_for_all_images_are_in_the_table():
+    numbers = re.findall(r'[-+]?\d+\.\d\d', paragraph('**Labels for all images: none.**'))
+    assert len(numbers) >= 5
+    assert all(re.search(rf'(?<![\d.]){re.escape(number)}(?!\d)', table_of('cpu')) for number in numbers)
+
+
+def rows(protocol):
+    """The cells of a table by pair and teacher."""
+    found = {}
+    for pair, lines in zip(*[iter(table_of(protocol).split('**')[1:])] * 2, strict=True):
+        for line in lines.splitlines():
+            cells = [cell.strip() for cell in line.split('|')]
+            if 'epochs' not in line and len(cells) > 8:
+                found[pair, cells[1]] = cells
+    return found
+
+
+def gain(cell):
+    """A gain with the wider of its intervals."""
+    mean, *intervals = re.findall(r'([-+]\d+\.\d\d) \[([^]]+)\](?:, with images \[([^]]+)\])?', cell)[0]
+    return mean, max(intervals, key=lambda text: float(text.split(', ')[1]) - float(text.split(', ')[0]))
+
+
+def test_the_gains_it_quotes_are_those_of_the_pairs_arms_and_columns_it_speaks_of():
+    said = paragraph('**Few labels, many images without: a gain, for CNNs.**')
+    found = re.findall(r'([-+]\d+\.\d\d)(?:\spoints)?\s\[([^]]+)\]', said)
+    first, second, vit = (f'resnet10t (half width) -> {student}' for student in (
+        'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)'))
+    half = rows('few_labels')
+    expected = [half[first, 'SFTN'], half[second, 'SFTN'], half[vit, 'SFTN'], rows('few_labels_25')[first, 'SFTN'],
+                rows('few_labels_100')[first, 'SFTN'], half[first, 'standard, same compute'],
+                half[first, 'deep supervision only (kl_weight 0)']]
+    assert found == [gain(cells[8]) for cells in expected]
+    students = [half[first, arm][7].split(' ±')[0] for arm in ('SFTN', 'standard')]
+    assert re.findall(r'(\d+\.\d\d)\s%', said) == students
 
 
 def verdicts(protocol):
     """By pair and teacher."""
-    found = {}
-    for pair, rows in zip(*[iter(table_of(protocol).split('**')[1:])] * 2, strict=True):
-        for row in rows.splitlines():
-            cells = [cell.strip() for cell in row.split('|')]
-            if 'epochs' not in row and len(cells) > 8:
-                found[pair, cells[1]] = cells[8].split(';')[0].rpartition('] ')[2]
-    return found
+    return {of: cells[8].split(';')[0].rpartition('] ')[2] for of, cells in rows(protocol).items()}
 
 
 def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():

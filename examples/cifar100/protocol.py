@@ -97,7 +97,7 @@ class Protocol:
         student_per_class: Training images of each class for students that have a teacher; by default the teacher's.
         unlabelled: Whether these students learn without labels; one that learns alone has the teacher's images.
         temperatures: For each arm that of the best students of the selection seeds, on the validation images, is taken.
-        selection_seeds: Seeds that choose and that are never reported.
+        selection_seeds: Seeds that choose and that are never in the tables of gains.
         students: Students of each teacher in what is reported.
     """
     about: str

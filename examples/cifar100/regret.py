@@ -3,16 +3,18 @@
     python examples/cifar100/regret.py --data DIR --work WORK --budget 20m
 
 The candidates are the teachers of the selection seed whose students of every temperature are done (`run.py few_labels`
-made them; their weights are in WORK). The advisor sees the students' images without labels and the held-out images,
-and pilots within its budget. Its regret is the test accuracy of the full-length student of the best candidate, less
-that of the candidate that it recommends, or that leads in its pilots. Each pair and budget is a JSON file in
-results/advisor/; `results.py` shows them.
+made them; their weights are in WORK). The advisor sees the students' images, with labels where they have them, and the
+held-out images, and pilots within its budget. Its regret is the test accuracy of the full-length student of the best
+candidate, less that of the candidate that it recommends, or that leads in its pilots. The best of several single
+trainings is lucky too, so that nobody's regret would be 0. Each pair and budget is a JSON file in results/advisor/;
+`results.py` shows them.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ RESULTS, ADVISOR = HERE / 'results', 'advisor'
 
 
 def write_images(images: dict[str, Any], protocol: Protocol, folder: Path) -> None:
-    """The students' images, which the advisor gets without labels, and the held-out ones, as PNG files."""
+    """The students' images and the held-out ones, as PNG files."""
     pixels, labels = images['train']
     parts = divided(labels, protocol.classes, protocol.student_per_class, protocol.validation)
     for name, indices in zip(('train', 'validation'), parts, strict=True):
@@ -51,12 +53,25 @@ def known(protocol: Protocol, results: Path, pair: str, seed: int) -> dict[str, 
     done = results_of(protocol, results)
     found = {}
     for name, arm in protocol.arms.items():
-        if arm.best_of or arm.halfway or arm.loss:      # not a teacher of its own
+        if arm.best_of or arm.halfway or arm.loss or arm.simplifier:      # not a teacher of its own, or not plain KD
             continue
         runs = {t: student_runs(protocol, pair, name, seed, t)[0].key for t in protocol.temperatures}
         if all(key in done for key in runs.values()):
             found[name] = {t: done[key] for t, key in runs.items()}
     return found
+
+
+def settings(protocol: Protocol, pair: str, teachers: Iterable[str], output: Path, budget: str) -> ReportRun:
+    """The report's: students as the protocol has them, with the images in `output`."""
+    spec, images = dict(protocol.pairs[pair].student), output / 'images'
+    more: dict[str, Any] = {name: value for name, value in protocol.kd.items() if name != 'temperature'}
+    if protocol.unlabelled:
+        more |= {'train_split': NO_SPLIT, 'unlabelled': str(images / 'train')}
+    return ReportRun(
+        teachers=tuple(teachers), output=str(output), data=str(images), in_memory=True, student=spec.pop('name'),
+        model_kwargs=spec, input_size=(3, protocol.size, protocol.size), batch_size=protocol.batch_size, budget=budget,
+        temperatures=tuple(map(float, protocol.temperatures)),
+        **more, **student_train(protocol, protocol.pairs[pair], Arm()))
 
 
 def regrets(result: Result) -> dict[str, float]:
@@ -102,7 +117,7 @@ def main() -> None:
     if args.pair not in (None, *protocol.pairs):
         parser.error(f'{path.stem} has no pair {args.pair!r}; it has {", ".join(map(repr, protocol.pairs))}')
     pair, seed = args.pair or next(iter(protocol.pairs)), protocol.selection_seeds[0]
-    students, spec = known(protocol, args.results, pair, seed), dict(protocol.pairs[pair].student)
+    students = known(protocol, args.results, pair, seed)
     if not students:
         parser.error(f'{pair}: no teacher of seed {seed} has students of every temperature in {args.results}: make '
                      f'them by run.py {path.stem}')
@@ -116,12 +131,7 @@ def main() -> None:
         seconds(args.budget)
         images = load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size)
         write_images(images, protocol, output / 'images')
-        found = report(ReportRun(
-            teachers=tuple(folders), output=str(output), data=str(output / 'images'), train_split=NO_SPLIT,
-            unlabelled=str(output / 'images' / 'train'), in_memory=True, input_size=(3, protocol.size, protocol.size),
-            student=spec.pop('name'), model_kwargs=spec, batch_size=protocol.batch_size, budget=args.budget,
-            temperatures=tuple(map(float, protocol.temperatures)), **protocol.kd,
-            **student_train(protocol, protocol.pairs[pair], Arm())))
+        found = report(settings(protocol, pair, folders, output, args.budget))
     except SFTeacherError as error:
         parser.error(str(error))
     print(table(found))

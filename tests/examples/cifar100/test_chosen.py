@@ -119,6 +119,19 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
     assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
 
 
+@pytest.mark.parametrize(('name', 'unlabelled'), [('few_labels', True), ('few_images', False), ('all_images', False)])
+def test_the_advisor_sees_what_students_of_the_protocol_see(modules, name, unlabelled, tmp_path):
+    protocol = modules['protocol'].read(FOLDER / f'{name}.yaml')
+    pair = next(iter(protocol.pairs))
+    run = modules['regret'].settings(protocol, pair, ['a', 'b'], tmp_path, '20m')
+    assert run.teachers == ('a', 'b') and run.temperatures == (2., 4., 8., 16., 32.) and run.budget == '20m'
+    assert bool(run.unlabelled) == (run.train_split == 'none') == unlabelled
+    assert run.task_loss_weight == protocol.kd['task_loss_weight']
+    assert run.epochs == (protocol.train | protocol.student)['epochs']
+    simplified = [arm for arm, settings in protocol.arms.items() if settings.simplifier]
+    assert not set(simplified) & set(modules['regret'].known(protocol, modules['regret'].RESULTS, pair, 100))
+
+
 @pytest.mark.parametrize(('args', 'message'), [
     (['--protocol', 'fewlabels'], r'there is no .*fewlabels.yaml; there are all_images, '),
     (['--protocol', 'cpu'], 'cpu tries no temperatures'),
