@@ -89,6 +89,9 @@ def wrap(
         built = [create_model(s, 'student', num_classes, size, student_kwargs) if isinstance(s, str) else s
                  for s in students]
     task = StudentFriendlyTask(teacher, None, built, config, boundaries, size)
+    if num_classes not in (None, task.num_classes):
+        raise SFTeacherError(f'teacher {type(teacher).__name__} gives {task.num_classes} logits, not '
+                             f'num_classes={num_classes}: leave num_classes out, or build it with as many')
     task.student_names = [s if isinstance(s, str) and ':' not in s else name_of(m)
                           for s, m in zip(students, built, strict=True)]
     return task

@@ -1,6 +1,7 @@
 """The student-friendly teacher as a timm training task."""
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from .methods import get_method
 from .methods.base import Context, Criterion, Method, options
 from .split.boundaries import Size, default_input_size
 from .split.selection import Boundaries
+
+_logger = logging.getLogger(__name__)
 
 
 class StudentFriendlyTask(JointTask):
@@ -64,6 +67,9 @@ class StudentFriendlyTask(JointTask):
         check_model(model, 'teacher')
         like = next(model.parameters())
         check_placement(model, device, dtype)
+        if not any(p.requires_grad for p in model.parameters()):
+            _logger.warning('Teacher %s is frozen (requires_grad is off): it will not be trained, only its branches. '
+                            'Call requires_grad_() first if it is to learn', type(model).__name__)
         super().__init__(device=device or like.device, dtype=dtype or like.dtype, verbose=verbose)
         self.method = get_method(method)
         students = [students] if isinstance(students, nn.Module | str) else list(students)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datasets import Data
+from ..data.fingerprint import fingerprint
 from ..data.settings import DataConfig
 from ..exporting.exported import exported_folder
 from ..training.planning import STANDARD
@@ -20,13 +21,14 @@ _logger = logging.getLogger(__name__)
 _OWN = ('lr', 'output', 'resume', 'num_classes')     # of a report, not of a teacher that it trains
 
 
-def fine_tunings(config: ReportRun, baseline: str) -> list[TeacherRun]:
+def fine_tunings(config: ReportRun, baseline: str, data: Data) -> list[TeacherRun]:
     """The runs that train the baseline on: by cross entropy alone, and by SFTN with the student as its branch.
 
     A gain over the baseline that both have is one of the longer training. Each has a folder of its own in
     ``fine_tuned`` in the report's, named by method and settings.
     """
-    return [_run(config, baseline, method) for method in (STANDARD, 'sftn')] if config.fine_tune else []
+    methods = (STANDARD, 'sftn') if config.fine_tune else ()
+    return [_run(config, baseline, method, fingerprint(data)) for method in methods]
 
 
 def fine_tune(run: TeacherRun, data: Data) -> tuple[str, float]:
@@ -39,7 +41,15 @@ def fine_tune(run: TeacherRun, data: Data) -> tuple[str, float]:
     return str(Path(run.output) / 'teacher'), row['seconds']
 
 
-def _run(config: ReportRun, baseline: str, method: str) -> TeacherRun:
+def expected_seconds(config: ReportRun, baseline: str, data: Data) -> float:
+    """What fine-tuning takes about: by one epoch with branches, which takes longer than one without and is trained."""
+    if not config.fine_tune:
+        return 0.
+    _, one = fine_tune(fine_tunings(replace(config, fine_tune=1), baseline, data)[-1], data)
+    return one * (2 * config.fine_tune + (config.fine_tune > 1))
+
+
+def _run(config: ReportRun, baseline: str, method: str, images: str) -> TeacherRun:
     settings = shortened(config, config.fine_tune)
     common = {f.name: getattr(settings, f.name) for kind in (DataConfig, TrainConfig) for f in fields(kind)}
     pretrained = {'pretrained': True} if config.pretrained else {}
@@ -47,5 +57,5 @@ def _run(config: ReportRun, baseline: str, method: str) -> TeacherRun:
         student=(config.student,), student_kwargs={**pretrained, **config.model_kwargs})
     run = TeacherRun(**{name: value for name, value in common.items() if name not in _OWN}, **branch, method=method,
                      teacher=f'local-dir:{exported_folder(baseline)}', lr=config.fine_tune_lr)
-    key = digest(asdict(replace(run, device='', workers=0, threads=None)), stamp(baseline))[:8]
+    key = digest(asdict(replace(run, device='', workers=0, threads=None)), stamp(baseline), images)[:8]
     return replace(run, output=str(Path(config.output) / 'fine_tuned' / f'{method}-{key}'))

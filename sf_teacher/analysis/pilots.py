@@ -15,6 +15,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..data.datasets import Data
+from ..data.fingerprint import fingerprint
 from ..errors import SFTeacherError
 from ..exporting.exported import exported_folder
 from ..files import write_atomically
@@ -57,6 +58,7 @@ class Pilots:
 
     def __init__(self, settings: StudentRun, data: Data, labelled: Data | None, output: Path, like: str) -> None:
         self.settings, self.data, self.labelled, self.like = settings, data, labelled, like
+        self.images = fingerprint(data)
         self.folder = output / 'pilots'
         self._took: dict[Path, float] = {}
 
@@ -84,7 +86,7 @@ class Pilots:
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
         settings = {name: getattr(self.settings, name) for name in self.settings.decisive()}
-        return digest(asdict(candidate), epochs, seed, stamp(candidate.folder or self.like), settings)[:16]
+        return digest(asdict(candidate), epochs, seed, stamp(candidate.folder or self.like), settings, self.images)[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
         settings = replace(shortened(self.settings, epochs), seed=seed)

@@ -11,7 +11,7 @@ from typing import Any
 from timm.data import resolve_data_config
 from timm.utils.distributed import is_distributed_env
 
-from ..data.datasets import load_data
+from ..data.datasets import Data, load_data
 from ..data.settings import NO_SPLIT
 from ..data.unlabelled import with_unlabelled
 from ..errors import SettingError, SFTeacherError
@@ -22,7 +22,7 @@ from ..validation import setting
 from . import halving
 from .columns import columns
 from .figures import matplotlib_pyplot, report_figure
-from .fine_tuned import fine_tune, fine_tunings
+from .fine_tuned import expected_seconds, fine_tune, fine_tunings
 from .intervals import interval
 from .pilots import Candidate, Pilots, pilot_settings, put_json
 from .settings import ReportRun
@@ -66,15 +66,15 @@ def report(config: ReportRun) -> dict[str, Any]:
     labelled = None if pilot.train_split == NO_SPLIT else data      # without labels no student can learn alone
     together = with_unlabelled(data, pilot, pilot.unlabelled, channels) if pilot.unlabelled else data
     pilots = Pilots(pilot, together, labelled, Path(config.output), folders[0])
-    trainings = fine_tunings(config, folders[0])
+    trainings = fine_tunings(config, folders[0], data)
     pilots.check(folders)
     for run in trainings:
         plan_teacher(run, data)
     _make_folder(config.output)     # everything has been checked
+    epochs = _affordable(config, folders[0], len(folders) + len(trainings), pilots, data)
     tuned = [fine_tune(run, data) for run in trainings]
     seconds = sum(took for _, took in tuned)
     folders += [folder for folder, _ in tuned]
-    epochs = _affordable(config, folders, pilots, seconds)
 
     def choose_by(candidate: Candidate, of_round: int) -> float:
         row = pilots.run(candidate, of_round, config.seed + SELECTION_SEED)
@@ -184,23 +184,25 @@ def _make_folder(output: str) -> None:
         raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
 
 
-def _affordable(config: ReportRun, folders: Sequence[str], pilots: Pilots, spent: float) -> int:
-    """The epochs of the longest pilots: those asked for, or as many as what is left of the budget allows."""
+def _affordable(config: ReportRun, baseline: str, teachers: int, pilots: Pilots, data: Data) -> int:
+    """The epochs of the longest pilots: those asked for, or as many as fit into the budget beside fine-tuning."""
     if not config.budget:
         return config.epochs
-    first = Candidate(folders[0], config.temperatures[0])
+    first = Candidate(baseline, config.temperatures[0])
     one = pilots.run(first, 1, config.seed + SELECTION_SEED)['seconds']
+    fine_tuning = expected_seconds(config, baseline, data)
 
     def takes(epochs: int) -> float:
-        return spent + one * halving.pilot_epochs(
-            len(folders), len(config.temperatures), epochs, config.seeds, pilots.labelled is not None)
+        return fine_tuning + one * halving.pilot_epochs(
+            teachers, len(config.temperatures), epochs, config.seeds, pilots.labelled is not None)
 
     for epochs in range(config.epochs, 0, -1):
         if takes(epochs) <= halving.seconds(config.budget):
             _logger.info('an epoch of a pilot takes %.1f s: %d epochs fit into %s', one, epochs, config.budget)
             return epochs
+    part = f' ({fine_tuning:.0f} s of it for {setting("fine_tune", config.fine_tune)})' if fine_tuning else ''
     raise SettingError(f'{setting("budget", config.budget)} is too small: with pilots of one epoch it takes about '
-                       f'{takes(1):.0f} s here; give that, or fewer teachers, temperatures or seeds')
+                       f'{takes(1):.0f} s here{part}; give that, or fewer teachers, temperatures or seeds')
 
 
 def _compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:

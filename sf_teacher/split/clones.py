@@ -34,7 +34,9 @@ def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None) ->
         copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise SFTeacherError(f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Remove what '
-                             f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward.') from error
+                             f'copy.deepcopy(model) fails on, e.g. a tensor kept from an earlier forward, the masks of '
+                             f'torch.nn.utils.prune (prune.remove), or the old torch.nn.utils.weight_norm '
+                             f'(remove_weight_norm; torch.nn.utils.parametrizations.weight_norm works).') from error
     return copied.train().eval()    # train() first: it drops what some eval forwards cache (attention biases)
 
 

@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.task import TrainingTask, evaluation_sample_limit
 from torch import nn
 
+from ..checks import logits_of
 from ..data.batches import check_evaluated, explained, num_classes, unpacked
 from ..errors import SettingError, SFTeacherError
 from ..joint_task import needs_index
@@ -53,7 +54,7 @@ def evaluate(
         images, target = to_device(images, target, task.device, channels_last)
         try:
             with autocast():
-                output = model(images)
+                output = logits_of(model, model(images))
             evaluator.update(output, target)
         except Exception as error:
             if dist.is_initialized():       # it may follow from another process's end

@@ -16,6 +16,8 @@ from sf_teacher.analysis import halving, pilots
 from sf_teacher.analysis.figures import report_figure
 from sf_teacher.analysis.report import report, table
 from sf_teacher.analysis.settings import ReportRun
+from sf_teacher.data.datasets import load_data
+from sf_teacher.data.settings import DataConfig
 from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.training.components import eval_model
 from sf_teacher.training.planning import plan_student
@@ -79,12 +81,14 @@ def test_a_shorter_pilot_has_the_same_schedule_in_its_epochs(given, epochs, expe
 
 
 def test_pilots_are_known_again_whatever_ran_them(teachers, tmp_path):
-    made = [pilots.Pilots(StudentRun(student='test_resnet', **how), None, None, tmp_path, teachers[0])
+    data = load_data(DataConfig(data='digits'))
+    made = [pilots.Pilots(StudentRun(student='test_resnet', **how), data, None, tmp_path, teachers[0])
             for how in (dict(), dict(threads=1, workers=2, log_interval=9, device='cpu'), dict(lr=0.1))]
     first, same, other = (p._key(pilots.Candidate(''), 1, 0) for p in made)
     assert first == same != other
-    baseline = pilots.Pilots(StudentRun(student='test_resnet'), None, None, tmp_path, teachers[1])
-    assert baseline._key(pilots.Candidate(''), 1, 0) != first       # the student alone gets the baseline's images
+    for images, baseline in ((data, teachers[1]), (replace(data, contents=['others']), teachers[0])):
+        others = pilots.Pilots(StudentRun(student='test_resnet'), images, None, tmp_path, baseline)
+        assert others._key(pilots.Candidate(''), 1, 0) != first     # the student alone is prepared like the baseline
 
 
 def test_a_teacher_is_not_compared_with_itself(teachers, tmp_path, monkeypatch):
@@ -188,8 +192,11 @@ def test_the_baseline_is_fine_tuned_with_branches_and_without_once(teachers, tmp
     monkeypatch.undo()
     path, = (tmp_path / 'out/fine_tuned').glob('sftn-*.json')
     path.write_text(json.dumps({'seconds': 1000.}))     # it counts against the budget
-    with pytest.raises(SFTeacherError, match=r"budget='900s' is too small: .* takes about 1\d\d\d s"):
+    too_small = r"budget='900s' is too small: .* takes about 2\d\d\d s here \(2000 s of it for fine_tune=1\)"
+    with pytest.raises(SFTeacherError, match=too_small):
         report(replace(config, budget='900s'))
+    with pytest.raises(SFTeacherError, match=r'\(101000 s of it for fine_tune=50\)'):     # known after one epoch
+        report(replace(config, budget='900s', fine_tune=50))
     begun = []
 
     def begins(run, data):

@@ -3,6 +3,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sf_teacher
@@ -47,6 +48,12 @@ def quantised():
     return torch.ao.quantization.quantize_dynamic(Plain(), {nn.Linear}, torch.qint8)
 
 
+def pruned():
+    model = net()
+    prune.l1_unstructured(model.fc, 'weight', 0.5)
+    return model
+
+
 def checkpointed():
     model = net()
     model.set_grad_checkpointing(True)
@@ -65,6 +72,11 @@ def of_two_tensors():
 
 
 MODELS = {
+    'pruned student': (lambda: sf_teacher.wrap('test_resnet', pruned(), num_classes=10, input_size=SIZE),
+                       r'ResNet cannot be copied .*prune.remove'),
+    'classes of a module': (lambda: sf_teacher.wrap(Plain(), net(), boundaries=['stem'], num_classes=12,
+                                                    input_size=SIZE),
+                            'teacher Plain gives 10 logits, not num_classes=12: leave num_classes out'),
     'unknown teacher': (lambda: sf_teacher.wrap('resnet5O', 'resnet18'),
                         r"timm has no model 'resnet5O' \(given as teacher\); like it: .*resnet50"),
     'unknown student': (lambda: sf_teacher.wrap(net(), 'resent18', input_size=SIZE), "no model 'resent18'.*student"),

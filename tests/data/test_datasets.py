@@ -8,10 +8,12 @@ from PIL import Image
 from sf_teacher import SFTeacherError
 from sf_teacher.data.classes import class_names
 from sf_teacher.data.datasets import load_data, targets
+from sf_teacher.data.fingerprint import fingerprint
 from sf_teacher.data.in_memory import InMemoryLoader, load_images
 from sf_teacher.data.loaders import create_loaders, flip_probability
 from sf_teacher.data.opening import DigitsDataset
 from sf_teacher.data.settings import DataConfig
+from sf_teacher.data.unlabelled import with_unlabelled
 from sf_teacher.training.settings import TrainConfig
 
 from ..training import training_runs as runs
@@ -139,6 +141,25 @@ def test_splits_go_by_their_usual_names(tmp_path):
     root = runs.folder(tmp_path)
     (root / 'validation').rename(root / 'val')
     assert len(load_data(DataConfig(data=str(root))).validation) == 24
+
+
+def test_the_fingerprint_tells_images_and_labels_that_are_others(tmp_path):
+    folder = runs.folder(tmp_path / 'data')
+    (runs.folder(tmp_path / 'more') / 'train').rename(tmp_path / 'flat')
+    config = DataConfig(data=str(folder))
+
+    def found():
+        data = load_data(config)
+        return fingerprint(data), fingerprint(with_unlabelled(data, config, str(tmp_path / 'flat'), 3))
+    first = found()
+    assert found() == first and first[0] != first[1]
+    seen = [first]
+    for change in (lambda: next((folder / 'train').glob('class1/*')).unlink(),
+                   lambda: next((folder / 'validation').glob('class2/*')).rename(folder / 'validation/class1/new.png'),
+                   lambda: next((tmp_path / 'flat').glob('class3/*')).rename(tmp_path / 'flat/another.png')):
+        change()
+        seen.append(found())
+    assert len({both for _, both in seen}) == 4 and len({alone for alone, _ in seen}) == 3
 
 
 def test_an_absent_class_is_said(tmp_path, caplog):

@@ -196,6 +196,15 @@ def test_a_frozen_student_is_reported(caplog):
     assert 'Student ResNet is frozen' in caplog.text
 
 
+def test_a_frozen_teacher_is_reported_and_a_partly_frozen_one_is_not(caplog):
+    teacher = timm.create_model('test_resnet', num_classes=10)
+    teacher.layer1.requires_grad_(False)
+    sf_teacher.wrap(teacher, 'test_resnet', input_size=SIZE)
+    assert 'frozen' not in caplog.text
+    sf_teacher.wrap(teacher.requires_grad_(False), 'test_resnet', input_size=SIZE)
+    assert 'Teacher ResNet is frozen (requires_grad is off): it will not be trained' in caplog.text
+
+
 def test_a_default_device_does_not_matter():
     model = Plain()
     with torch.device('meta'):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.task import ClassificationTask
 from torch.utils.data import ConcatDataset, DataLoader, SubsetRandomSampler
 
+import sf_teacher
 from sf_teacher import SFTeacherError, files, training
 from sf_teacher.data.known_labels import recorded
 from tests.bad_inputs.loaders import ImageFolderLike, batches, fit, labelled, plain, streamed
@@ -103,3 +104,18 @@ def test_memory_that_is_not_there_is_said():
     with pytest.raises(SFTeacherError, match=r'batch 1 of epoch 1 needs more memory than there is for images float32 '
                                              r'\[8, 3, 16, 16\]: choose a smaller batch_size'):
         fit(task=ClassificationTask(Hungry(), verbose=False))
+
+
+def test_logits_beside_features_are_evaluated_as_they_are_trained():
+    class WithFeatures(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.fc = torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Linear(8, runs.CLASSES)
+
+        def forward(self, x):
+            maps = self.features(x)
+            return self.fc(maps.mean((2, 3))), {'feats': [maps]}
+
+    task = sf_teacher.wrap(WithFeatures(), method='mcmi', input_size=runs.SIZE)
+    [found] = training.fit(task, *runs.loaders(), training.TrainConfig(epochs=1, device='cpu'))
+    assert 0 <= found['eval_top1'] <= 100
