@@ -8,11 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..data.datasets import Data
+from ..data.fingerprint import fingerprint
 from ..errors import SettingError, SFTeacherError
 from ..exporting.exporter import export
 from ..exporting.json_values import metadata
 from ..exporting.reload import CONFIG as EXPORTED_CONFIG
 from ..exporting.writer import find_place
+from ..files import write_atomically
 from ..validation import setting
 from .components import eval_model
 from .fitting import fit
@@ -25,7 +27,7 @@ from .signals import signals
 
 _logger = logging.getLogger(__name__)
 
-TEACHER, STUDENT = 'teacher', 'student'
+TEACHER, STUDENT, IMAGES = 'teacher', 'student', 'images.txt'
 _OF_A_RUN = ('students', 'teacher', 'data', 'seed', 'epochs', 'settings')   # of what export notes
 
 
@@ -88,12 +90,37 @@ def _check_own(plan: Plan, name: str) -> None:
                              f'export would replace it: move it away, or choose another output')
 
 
+def _check_images(plan: Plan) -> str:
+    """What a run notes of its images; a resumed one must have those that it was begun with."""
+    seen = '\n'.join([*plan.data.contents, f'fingerprint: {fingerprint(plan.data)}', ''])
+    noted = Path(plan.config.output) / IMAGES
+    try:
+        before = noted.read_text(encoding='utf-8') if plan.config.resume else seen
+    except FileNotFoundError:
+        return seen
+    except (OSError, UnicodeDecodeError) as error:
+        raise SFTeacherError(f'{noted} cannot be read: {error}') from error
+    if before != seen:
+        pairs = zip(before.splitlines(), seen.splitlines(), strict=False)
+        then, now = next(((a, b) for a, b in pairs if a != b), (before, seen))
+        raise SFTeacherError(f'the run in {plan.config.output} was begun with other images ({then!r} then, {now!r} '
+                             f'now): put back those that it had, or start anew in another output')
+    return seen
+
+
+def _note(output: str, seen: str) -> None:
+    path = Path(output) / IMAGES
+    if not path.exists():
+        write_atomically(path, lambda file: file.write(seen.encode()))
+
+
 def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
     config = plan.config
     _check_own(plan, name)
+    seen = _check_images(plan)
     _logger.info(header(plan))
     with signals() as stop:
-        rows = fit(plan.task, plan.train_loader, plan.eval_loader, config)
+        rows = fit(plan.task, plan.train_loader, plan.eval_loader, config, lambda row: _note(config.output, seen))
         if World.current().rank != 0:
             return rows, None
         stop.where = f'before the {name} was exported; {len(rows)} complete epochs are saved'

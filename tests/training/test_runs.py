@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import timm
@@ -14,9 +15,10 @@ import yaml
 from PIL import Image
 
 import sf_teacher
-from sf_teacher import cli
+from sf_teacher import SFTeacherError, cli
 from sf_teacher.training import fit
 from sf_teacher.training.planning import plan_student, plan_teacher
+from sf_teacher.training.runs import train_teacher
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
 
 from . import training_runs as runs
@@ -129,3 +131,23 @@ def test_teachers_are_trained_by_the_same_loop_from_python():
     task = sf_teacher.wrap('test_resnet', 'test_resnet', num_classes=runs.CLASSES, input_size=runs.SIZE)
     rows = fit(task, *runs.loaders(), TrainConfig(epochs=1))
     assert rows[0]['epoch'] == 0
+
+
+def test_a_run_is_not_resumed_with_other_images(tmp_path):
+    data = runs.folder(tmp_path / 'data')
+    config = TeacherRun(teacher='test_resnet', method='none', data=str(data), in_memory=True, batch_size=8, epochs=1,
+                        device='cpu', output=str(tmp_path / 'run'))
+    train_teacher(config)
+    noted = (tmp_path / 'run/images.txt').read_text()
+    assert noted.startswith('train: 24 images of 4 classes (class0 6, class1 6, class2 6, class3 6)\nvalidation: 24 ')
+    resumed = replace(config, resume=True)
+    image = next((data / 'validation').glob('class1/*'))
+    moved = image.rename(tmp_path / image.name)
+    with pytest.raises(SFTeacherError, match=r"images \('validation: 24 .*' then, 'validation: 23 .*' now\): put"):
+        train_teacher(resumed)
+    moved.rename(image.with_name('other.png'))
+    with pytest.raises(SFTeacherError, match=r"other images \('fingerprint: \w+' then, 'fingerprint: \w+' now\): put"):
+        train_teacher(resumed)
+    image.with_name('other.png').rename(image)
+    rows, _ = train_teacher(resumed)
+    assert len(rows) == 1 and (tmp_path / 'run/images.txt').read_text() == noted
