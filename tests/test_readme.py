@@ -65,6 +65,9 @@ def test_the_picture_is_there_for_light_and_for_dark():
     assert all((ROOT / path).is_file() for path in pictures)
 
 
+FROM_VIT = 'vit_tiny (6 blocks, 8 px patches) -> test_resnet (half width)'
+
+
 def table_of(protocol):
     results = (ROOT / 'docs/results.md').read_text(encoding='utf-8')
     return results.split(f'<!-- {protocol}, by')[1].split('<!-- end')[0]
@@ -103,8 +106,9 @@ def test_the_gains_it_quotes_are_those_of_the_pairs_arms_and_columns_it_speaks_o
     first, second, vit = (f'resnet10t (half width) -> {student}' for student in (
         'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)'))
     half = rows('few_labels')
-    expected = [half[first, 'SFTN'], half[second, 'SFTN'], half[vit, 'SFTN'], rows('few_labels_25')[first, 'SFTN'],
-                rows('few_labels_100')[first, 'SFTN'], half[first, 'standard, same compute'],
+    expected = [*(half[pair, 'SFTN'] for pair in (first, second, vit, FROM_VIT)),
+                *(rows(f'few_labels_{labels}')[first, 'SFTN'] for labels in (25, 100)),
+                half[first, 'standard, same compute'],
                 half[first, 'deep supervision only (kl_weight 0)']]
     assert found == [gain(cells[8]) for cells in expected]
     students = [half[first, arm][7].split(' ±')[0] for arm in ('SFTN', 'standard')]
@@ -120,6 +124,7 @@ def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():
     """The sentences go when the tables say otherwise."""
     assert re.search(r'\| SFTN \|.*\] no gain \|', table_of('cpu'))
     found = verdicts('few_labels')
+    assert found[FROM_VIT, 'SFTN'] == 'no gain'
     first, second, *to_vit = (f'resnet10t (half width) -> {student}' for student in (
         'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)',
         'test_vit (8 px patches), branch test_resnet'))
