@@ -65,7 +65,8 @@ PROFILE = '''
 
 Measured by `step_profile.py` ({device}, {threads} thread, torch {torch}; {size} px, batches of {batch_size}, median of
 {rounds} rounds) for the pairs and methods with an eager row, memory kept, above 1.05 and some that are not; compiled
-steps were not profiled. If every kind of operator took as much longer as there are more FLOPs, the step ratio would be the FLOP ratio.
+steps were not profiled. If every kind of operator took as much longer as there are more FLOPs, the step ratio would be
+the FLOP ratio.
 What each adds to the difference, in parts of a plain step: **products** (convolutions, matrix products, attention),
 **normalisation**, the **optimizer**, and the **rest** (element by element, copies, pooling, reductions), with the
 GFLOP/s of the teacher's products and of the branches'.
