@@ -27,8 +27,10 @@ def fine_tunings(config: ReportRun, baseline: str, data: Data) -> list[TeacherRu
     A gain over the baseline that both have is one of the longer training. Each has a folder of its own in
     ``fine_tuned`` in the report's, named by method and settings.
     """
-    methods = (STANDARD, 'sftn') if config.fine_tune else ()
-    return [_run(config, baseline, method, fingerprint(data)) for method in methods]
+    if not config.fine_tune:
+        return []
+    images = fingerprint(data)
+    return [_run(config, baseline, method, images) for method in (STANDARD, 'sftn')]
 
 
 def fine_tune(run: TeacherRun, data: Data) -> tuple[str, float]:

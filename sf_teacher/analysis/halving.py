@@ -32,15 +32,14 @@ def rungs(teachers: int, epochs: int) -> list[int]:
 
 def pilot_epochs(teachers: int, temperatures: int, epochs: int, seeds: int, alone: bool = True) -> int:
     """Epochs of all pilots of a report together, the student alone included where there is one: its cost."""
-    finalists = min(teachers, 2)
-    total = finalists * temperatures * epochs if temperatures > 1 else 0
-    halved = rungs(teachers - 1, epochs)
-    if halved and temperatures > 1:
-        total -= epochs         # the best of the last round has been piloted at one temperature
-    left = teachers - 1
-    for of_round in halved:
-        total, left = total + left * of_round, math.ceil(left / 2)
-    return total + (finalists + alone) * seeds * epochs
+    asked = set()       # a pilot that is asked for again is remembered
+
+    def counted(candidate: Candidate, of_round: int) -> float:
+        asked.add((candidate, of_round))
+        return 0.
+
+    _, finalists = choose([str(i) for i in range(teachers)], range(temperatures), epochs, counted)
+    return sum(of_round for _, of_round in asked) + (len(finalists) + alone) * seeds * epochs
 
 
 def choose(
