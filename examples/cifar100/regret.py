@@ -27,8 +27,9 @@ from protocol import Arm, Protocol, path_of, read, student_train
 from torchvision.transforms.functional import to_pil_image
 
 from sf_teacher.analysis.halving import seconds
-from sf_teacher.analysis.report import report, table
+from sf_teacher.analysis.report import report
 from sf_teacher.analysis.settings import ReportRun
+from sf_teacher.analysis.verdicts import table
 from sf_teacher.data.settings import NO_SPLIT, DataConfig
 from sf_teacher.errors import SFTeacherError
 from sf_teacher.files import write_atomically

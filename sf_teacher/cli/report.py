@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with settings(args, ReportRun, LEFT_OUT) as config:
-        from ..analysis.report import report, table
+        from ..analysis.report import report
+        from ..analysis.verdicts import table
 
         logging.basicConfig(format='%(message)s', level=logging.INFO)
         print(table(report(config)))

@@ -5,7 +5,7 @@ import pytest
 
 from sf_teacher.analysis import halving
 from sf_teacher.analysis.pilots import Candidate
-from sf_teacher.analysis.report import _compare, _recommend
+from sf_teacher.analysis.verdicts import compare, recommend
 
 
 @pytest.mark.parametrize(('gains', 'kind'), [
@@ -14,7 +14,7 @@ from sf_teacher.analysis.report import _compare, _recommend
 def test_the_verdict_follows_the_paired_interval(gains, kind):
     arms = {'a': [{'top1': 50 + g + s} for s, g in zip((0, 7, 3), gains, strict=True)],
             'b': [{'top1': 50. + s} for s in (0, 7, 3)]}
-    found = _compare(arms, 'a', 'b')
+    found = compare(arms, 'a', 'b')
     assert found['kind'] == kind and found['verdict'].startswith(f'{kind}: students of a')
 
 
@@ -75,7 +75,7 @@ BASELINE = 'take a at T = 2, the baseline at its best temperature: the best of 2
 def test_the_recommendation_is_surely_better_or_the_baseline(gains, chosen, text):
     arms = {'A': [{'top1': 50. + i} for i in range(3)], 'B': [{'top1': 50. + i + g} for i, g in enumerate(gains)]}
     teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 4.}}
-    found = _recommend(teachers, [_compare(arms, 'B', 'A')], 'A', 3, 60.)
+    found = recommend(teachers, [compare(arms, 'B', 'A')], 'A', 3, 60.)
     assert found['teacher'] == chosen and re.match(text, found['text']) and '1.0 minutes' in found['text']
     led = ('b', 4.) if sum(gains) > 0 else ('a', 2.)
     assert tuple(found['leader'].values()) == led
@@ -83,5 +83,5 @@ def test_the_recommendation_is_surely_better_or_the_baseline(gains, chosen, text
 
 
 def test_a_report_of_one_teacher_recommends_its_temperature():
-    found = _recommend({'A': {'folder': 'a', 'temperature': 2.}}, [], 'A', 1, 60.)
+    found = recommend({'A': {'folder': 'a', 'temperature': 2.}}, [], 'A', 1, 60.)
     assert found['text'] == 'take a at T = 2, the only teacher (1.0 minutes of training)' and found['gain'] is None

@@ -14,8 +14,9 @@ import sf_teacher
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.analysis import halving, pilots
 from sf_teacher.analysis.figures import report_figure
-from sf_teacher.analysis.report import report, table
+from sf_teacher.analysis.report import report
 from sf_teacher.analysis.settings import ReportRun
+from sf_teacher.analysis.verdicts import table
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.settings import DataConfig
 from sf_teacher.exporting.exported import load_teacher

@@ -1,0 +1,87 @@
+"""What a report says: the comparisons of its students, the teacher that it recommends, and its table."""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .columns import columns
+from .intervals import interval
+from .pilots import Candidate
+
+ALONE = 'student alone'
+
+
+def name_of(candidate: Candidate) -> str:
+    """What a candidate is called in a report."""
+    return f'{candidate.folder} at T = {candidate.temperature:g}' if candidate.folder else ALONE
+
+
+def compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
+    """The difference that a teacher makes to its students, seed by seed."""
+    gains = [a['top1'] - b['top1'] for a, b in zip(arms[name], arms[reference], strict=True)]
+    mean, half = interval(gains)
+    kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
+    than = reference if reference == ALONE else f'students of {reference}'
+    verdict = f'{kind}: students of {name} are {mean:+.2f} points against {than} (95 %: {mean - half:+.2f} to ' \
+              f'{mean + half:+.2f})'
+    return {'teacher': name, 'reference': reference, 'gains': gains, 'mean': mean, 'half_width': half, 'kind': kind,
+            'verdict': verdict}
+
+
+def recommend(
+        teachers: dict[str, Any],
+        comparisons: Sequence[dict[str, Any]],
+        baseline: str,
+        candidates: int,
+        seconds: float,
+) -> dict[str, Any]:
+    """The best other teacher if it is surely better than the baseline, or else the baseline."""
+    against = next((c for c in comparisons if c['reference'] == baseline), None)
+    gain = against if against and against['kind'] == 'gain' else None
+    chosen = gain['teacher'] if gain else baseline
+    take = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
+    if against is None:
+        text = f'{take}, the only teacher'
+    elif gain:
+        text = f'{take}: {_points(gain)} points over {baseline}'
+    else:
+        other = against['teacher'] if candidates == 2 else f'the best of {candidates - 1} others, {against["teacher"]},'
+        text = f'{take}, the baseline at its best temperature: {other} made {_points(against)} points'
+        if against['kind'] == 'no gain':
+            text = f'no sure difference: {text}' + ('; more epochs or seeds may tell' if against['mean'] > 0 else '')
+    text += f' ({seconds / 60:.1f} minutes of training)'
+    led = against['teacher'] if against and against['mean'] > 0 else baseline
+    return {'teacher': teachers[chosen]['folder'], 'temperature': teachers[chosen]['temperature'], 'text': text,
+            'gain': gain and gain['mean'], 'half_width': gain and gain['half_width'], 'seconds': seconds,
+            'leader': {name: teachers[led][name] for name in ('folder', 'temperature')}}
+
+
+def _points(comparison: dict[str, Any]) -> str:
+    mean, half = comparison['mean'], comparison['half_width']
+    return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]'
+
+
+def table(result: dict[str, Any]) -> str:
+    """The report as text."""
+    head = ('teacher', 'accuracy', 'entropy', 'ECE', 'student', 'agreement', 'KL', 'CKA by stage')
+    rows = [head]
+    for name, pilots in result['pilots'].items():
+        teacher = result['teachers'].get(name)
+        mean, half = interval([p['top1'] for p in pilots])
+        own = [f'{teacher["top1"]:.2f}', f'{teacher["entropy"]:.3f}', f'{teacher["ece"]:.3f}'] if teacher else ['-'] * 3
+        shared = ['-'] * 3
+        if teacher:
+            cka = ' '.join(f'{statistics.fmean(p["cka"][i]["value"] for p in pilots):.2f}'
+                           for i in range(len(pilots[0]['cka'])))
+            shared = [*(f'{statistics.fmean(p[k] for p in pilots):.3f}' for k in ('agreement', 'kl')), cka or '-']
+        rows.append((name, *own, f'{mean:.2f} ± {half:.2f}', *shared))
+    verdicts = [c['verdict'] for c in result['comparisons']]
+    epochs, asked = result['epochs'], result['epochs_without_budget']
+    fewer = f' ({asked} do not fit into the budget; shorter pilots may order teachers otherwise)'
+    note = f'Students: {result["student"]}, {epochs} epochs{fewer if epochs < asked else ""}, ' \
+           f'{len(next(iter(result["pilots"].values())))} seeds, 95 % confidence: for other students of these ' \
+           f'teachers, on these images. Other teachers of a kind, and other images, vary more.' + (
+               ' Their accuracy is on one half of the validation images, what stands beside it on all of them.'
+               if result['rounds'] else '')
+    return '\n'.join([*columns(rows, ''), '', *verdicts, note, '', result['recommendation']['text']])
