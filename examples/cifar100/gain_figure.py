@@ -1,16 +1,16 @@
-"""The gain over the standard teacher against the size of the data, as a figure."""
+"""The gain over the standard teacher as a figure: against the size of the data, and for each pair."""
 from __future__ import annotations
 
-import math
 import statistics
-import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chosen import CHOSEN, by_student
-from gains import nested_gains, with_images
-from protocol import ALONE, STANDARD, read
+from gains import Row, nested_gains, with_images
+from protocol import ALONE, STANDARD, Protocol, read
 
 from sf_teacher.analysis.intervals import interval
 
@@ -18,76 +18,108 @@ HERE = Path(__file__).resolve().parent
 FIGURES = {     # protocols of one figure, and what lies along its axis
     'few_labels': (CHOSEN[:3], 'labelled images of each class for the teacher', 'per_class'),
     'few_images': (CHOSEN[4:], 'images of each class for the student', 'student_per_class')}
-COLUMNS = 2     # pairs beside each other
 BESIDE = 1.02   # from arm to arm at the same size, on the logarithmic axis
 
 
 @dataclass(frozen=True)
 class Gain:
-    """An arm's gain over the standard teacher: a value for each teacher, and half of its 95 % interval."""
+    """An arm's gain over another one, a value for each teacher, and half of its 95 % interval."""
+    pair: str
     size: int
+    arm: str
+    against: str
     values: list[float]
     half: float
 
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
 
-def gains_by_size(names: Sequence[str], size: str) -> dict[str, dict[str, list[Gain]]]:
-    """By pair and arm: the gains of at least three teachers, for each size of the data."""
-    found: dict[str, dict[str, list[Gain]]] = {}
-    for name in names:
-        protocol = read(HERE / f'{name}.yaml')
-        for title, known in by_student(protocol):
-            for arm, row in known.items():
-                standard = known.get(STANDARD)
-                values = [] if arm in (ALONE, STANDARD) else nested_gains(row, standard)
-                if standard and len(values) > 2:     # fewer have no interval
-                    half = max(interval(values)[1], with_images(row, standard) or 0.)
-                    found.setdefault(title, {}).setdefault(arm, []).append(Gain(getattr(protocol, size), values, half))
+    @property
+    def colour(self) -> str:
+        """Of a sure gain, a sure loss, and neither."""
+        return 'C0' if self.mean > self.half else 'C3' if -self.mean > self.half else 'grey'
+
+
+def known_gains(names: Sequence[str], size: str) -> list[Gain]:
+    """All gains with an interval: over the standard teacher, and over what an arm is to be compared with besides."""
+    found = []
+    for protocol in (read(HERE / f'{name}.yaml') for name in names):
+        for pair, rows in by_student(protocol):
+            for arm, against in _comparisons(protocol, rows):
+                if len(values := nested_gains(rows[arm], rows.get(against))) > 2:
+                    half = max(interval(values)[1], with_images(rows[arm], rows[against]) or 0.)
+                    found.append(Gain(pair, getattr(protocol, size), arm, against, values, half))
     return found
 
 
-def figure(name: str) -> bool:
-    """Gain over the standard teacher at its own best temperature against the size of the data; whether there is one.
+def _comparisons(protocol: Protocol, rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
+    for arm in rows:
+        if arm not in (ALONE, STANDARD):
+            yield from ((arm, against) for against in dict.fromkeys([STANDARD, protocol.arms[arm].against]))
 
-    With one size known it is a column for each arm, with a dot for each teacher.
+
+def figure(name: str) -> bool:
+    """Draw the gains of a regime, each arm at the temperature that it chose; whether there are any.
+
+    To the left those of pairs that are known for several sizes of the data, a line an arm; to the right every
+    comparison at the size for which most are known.
     """
     import matplotlib
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     names, label, size = FIGURES[name]
-    found = gains_by_size(names, size)
-    if not found:
+    gains = known_gains(names, size)
+    if not gains:
         return False
-    lines, columns = math.ceil(len(found) / COLUMNS), min(len(found), COLUMNS)
-    fig, axes = plt.subplots(lines, columns, figsize=(1.5 + 5.5 * columns, 4.2 * lines), layout='constrained',
-                             squeeze=False, sharey=True)
-    for ax in axes.flat[len(found):]:
-        ax.set_axis_off()
-    arms = list(dict.fromkeys(arm for each in found.values() for arm in each))
-    sizes = sorted({gain.size for each in found.values() for gains in each.values() for gain in gains})
-    margin = BESIDE ** (len(arms) / 2 + 3)      # room for the outermost arms
-    for ax, (pair, each) in zip(axes.flat[:len(found)], found.items(), strict=True):
-        for arm, gains in each.items():
-            i = arms.index(arm)
-            xs = [i] if len(sizes) == 1 else [gain.size * BESIDE ** (i - (len(arms) - 1) / 2) for gain in gains]
-            ax.errorbar(xs, [statistics.fmean(gain.values) for gain in gains], yerr=[gain.half for gain in gains],
-                        marker='o', capsize=3, color=f'C{i % 10}', linestyle='-' if i < 10 else '--', label=arm)
-            if len(sizes) == 1:
-                ax.plot([i + 0.12] * len(gains[0].values), gains[0].values, 'o', color=f'C{i % 10}', alpha=0.4,
-                        markersize=4)
-        ax.axhline(0, color='black', linewidth=0.8)
-        ax.spines[['top', 'right']].set_visible(False)
-        ax.set_title(pair)
-        if len(sizes) == 1:
-            ax.set_xticks(range(len(arms)), [textwrap.fill(arm, 20) for arm in arms])
-            ax.set(xlabel=f'{label}: {sizes[0]}', xlim=(-0.5, len(arms) - 0.5))
-            continue
-        ax.set(xlabel=label, xscale='log', xlim=(sizes[0] / margin, sizes[-1] * margin))
-        ax.set_xticks(sizes, list(map(str, sizes)), minor=False)
-        ax.minorticks_off()
-        ax.legend(fontsize='x-small', frameon=False)
-    fig.supylabel("student's gain over the standard teacher, each at its own temperature, points (95 % interval)",
-                  fontsize='medium')
+    sizes = sorted({g.size for g in gains})
+    usual = Counter(g.size for g in gains).most_common(1)[0][0]
+    several = [pair for pair in dict.fromkeys(g.pair for g in gains)
+               if len({g.size for g in gains if g.pair == pair}) > 1]
+    shown = [g for g in gains if g.size == usual]
+    lines = len(shown) + len({g.pair for g in shown})
+    fig, axes = plt.subplots(1, len(several) + 1, figsize=(4.5 * len(several) + 8.5, 1.2 + 0.24 * lines),
+                             layout='constrained', squeeze=False)
+    for ax, pair in zip(axes[0], several, strict=False):
+        _against_size(ax, pair, [g for g in gains if g.pair == pair and g.against == STANDARD], sizes)
+        ax.set(xlabel=label, ylabel="students' gain over the standard teacher's, points")
+    _by_pair(axes[0, -1], shown)
+    axes[0, -1].set(xlabel=f"students' gain with {usual} images, points")
     (HERE / 'figures').mkdir(exist_ok=True)
     fig.savefig(HERE / 'figures' / f'gain_{name}.png', dpi=110)
     plt.close(fig)
     return True
+
+
+def _against_size(ax: Any, pair: str, gains: Sequence[Gain], sizes: Sequence[int]) -> None:
+    arms = [arm for arm in dict.fromkeys(g.arm for g in gains) if len([g for g in gains if g.arm == arm]) > 1]
+    for i, arm in enumerate(arms):
+        own = [g for g in gains if g.arm == arm]
+        ax.errorbar([g.size * BESIDE ** (i - (len(arms) - 1) / 2) for g in own], [g.mean for g in own],
+                    yerr=[g.half for g in own], marker='o', capsize=3, color=f'C{i}', label=arm)
+    ax.axhline(0, color='black', linewidth=0.8)
+    ax.set(title=pair, xscale='log', xlim=(sizes[0] / 1.2, sizes[-1] * 1.2))
+    ax.set_xticks(sizes, list(map(str, sizes)), minor=False)
+    ax.minorticks_off()
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(fontsize='small', frameon=False, loc='lower left', bbox_to_anchor=(0, 0.08))
+
+
+def _by_pair(ax: Any, gains: Sequence[Gain]) -> None:
+    """A line for each comparison, below the name of its pair, with a dot for each teacher."""
+    labels: list[str] = []
+    for pair in dict.fromkeys(g.pair for g in gains):
+        labels.append(pair)
+        for g in (g for g in gains if g.pair == pair):
+            y = len(labels)
+            ax.errorbar(g.mean, y, xerr=g.half, marker='o', capsize=3, color=g.colour)
+            ax.plot(g.values, [y] * len(g.values), '|', color=g.colour, alpha=0.6, markersize=8)
+            labels.append(g.arm if g.against == STANDARD else f'{g.arm}, over "{g.against}"')
+    ax.axvline(0, color='black', linewidth=0.8)
+    ax.set_yticks(range(len(labels)), labels)
+    for text in ax.get_yticklabels():
+        if text.get_text() in {g.pair for g in gains}:
+            text.set_fontweight('bold')
+    ax.tick_params('y', length=0)
+    ax.set_ylim(len(labels) - 0.3, -0.7)
+    ax.spines[['top', 'right', 'left']].set_visible(False)
