@@ -11,7 +11,10 @@ from plan import Result, choose, reported_runs, teacher_run
 from protocol import ALONE, STANDARD, Protocol, read
 
 HERE = Path(__file__).resolve().parent
-CHOSEN = ('few_labels_25', 'few_labels', 'few_labels_100', 'all_images', 'few_images_5', 'few_images', 'few_images_25')
+FEW_LABELS = ('few_labels_25', 'few_labels', 'few_labels_100')
+IN_ORDER = ('few_labels_in_order_25', 'few_labels_in_order', 'few_labels_in_order_100')
+FEW_IMAGES = ('few_images_5', 'few_images', 'few_images_25')
+CHOSEN = (*FEW_LABELS, *IN_ORDER, 'all_images', *FEW_IMAGES)
 
 
 def results_of(protocol: Protocol, results: Path = HERE / 'results') -> dict[str, Result]:

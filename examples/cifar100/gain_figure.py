@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chosen import CHOSEN, by_student
+from chosen import FEW_IMAGES, FEW_LABELS, IN_ORDER, by_student
 from gains import Row, nested_gains, with_images
 from protocol import ALONE, STANDARD, Protocol, read
 
@@ -16,8 +16,9 @@ from sf_teacher.analysis.intervals import interval
 
 HERE = Path(__file__).resolve().parent
 FIGURES = {     # protocols of one figure, and what lies along its axis
-    'few_labels': (CHOSEN[:3], 'labelled images of each class for the teacher', 'per_class'),
-    'few_images': (CHOSEN[4:], 'images of each class for the student', 'student_per_class')}
+    'few_labels': (FEW_LABELS, 'labelled images of each class for the teacher', 'per_class'),
+    'few_labels_in_order': (IN_ORDER, 'labelled images of each class for the teacher', 'per_class'),
+    'few_images': (FEW_IMAGES, 'images of each class for the student', 'student_per_class')}
 BESIDE = 1.02   # from arm to arm at the same size, on the logarithmic axis
 
 

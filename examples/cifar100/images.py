@@ -30,9 +30,24 @@ def load(source: DataConfig, cache: Path, size: int) -> Images:
     return torch.load(path, mmap=True)
 
 
-def divided(labels: torch.Tensor, classes: tuple[int, int], per_class: int | None, validation: int) -> tuple[
-        torch.Tensor, torch.Tensor]:
-    """Indices of the training images and of the validation images: the first and the last ones of each class."""
+def divided(
+        images: tuple[torch.Tensor, torch.Tensor],
+        classes: tuple[int, int],
+        per_class: int | None,
+        validation: int,
+        seed: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the training images and of the validation images.
+
+    Args:
+        images: Pixels [N, 3, H, W] and labels [N].
+        classes: First and last (exclusive) one.
+        per_class: Training images of each class; None for all.
+        validation: Validation images of each class.
+        seed: Draws the training images from those that are not for validation, which are the same for every seed and
+            wherever the images come from. None for the first images of each class and the last ones, in their order.
+    """
+    pixels, labels = images
     train, held_out = [], []
     for k in range(*classes):
         own = (labels == k).nonzero()[:, 0]
@@ -40,10 +55,14 @@ def divided(labels: torch.Tensor, classes: tuple[int, int], per_class: int | Non
         if end <= 0 or (validation and per_class and per_class > end):
             raise SystemExit(f'class {k} has {len(own)} images: too few for {per_class or 1} to train on and '
                              f'{validation} to choose by')
+        if seed is not None:
+            hashes = [hashlib.sha256(image.numpy()).digest() for image in pixels[own]]
+            own = own[sorted(range(len(own)), key=hashes.__getitem__)]
+            own[:end] = own[:end][torch.randperm(end, generator=torch.Generator().manual_seed(seed))]
         train.append(own[:end][:per_class])
         held_out.append(own[end:])
     found = torch.cat(train)
-    return (found if per_class else found.sort()[0]), torch.cat(held_out)
+    return (found if per_class or seed is not None else found.sort()[0]), torch.cat(held_out)
 
 
 class Split:
@@ -51,17 +70,19 @@ class Split:
 
     Args:
         images: All of them, by split, see `load`.
-        settings: Of the run: classes, per_class, validation, batch_size, unlabelled.
+        settings: Of the run: classes, per_class, validation, drawn, batch_size, unlabelled.
+        seed: Of the run.
         device: Where the batches are made.
     """
 
-    def __init__(self, images: Images, settings: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, images: Images, settings: dict[str, Any], seed: int, device: torch.device) -> None:
         self.images, self.device, self.batch_size = images, device, settings['batch_size']
         self.first, end = settings['classes']
         self.num_classes, self.unlabelled = end - self.first, settings.get('unlabelled', False)
-        train, held_out = divided(
-            images['train'][1], (self.first, end), settings['per_class'], settings.get('validation', 0))
-        test, _ = divided(images['test'][1], (self.first, end), None, 0)
+        drawn = settings.get('drawn', False)
+        train, held_out = divided(images['train'], (self.first, end), settings['per_class'],
+                                  settings.get('validation', 0), seed if drawn else None)
+        test, _ = divided(images['test'], (self.first, end), None, 0, 0 if drawn else None)
         self.indices = {'train': ('train', train), 'validation': ('train', held_out), 'test': ('test', test)}
 
     def training(self, seed: int, with_index: bool = False) -> InMemoryLoader:

@@ -192,4 +192,4 @@ def _teachers(protocol: Protocol, pair: str, arm: str, seed: int) -> list[Run]:
 def _common(protocol: Protocol) -> dict[str, Any]:
     held_out = {'validation': protocol.validation} if protocol.validation else {}
     return {'classes': list(protocol.classes), 'per_class': protocol.per_class, 'size': protocol.size,
-            'batch_size': protocol.batch_size, **held_out}
+            'batch_size': protocol.batch_size, **held_out, **({'drawn': True} if protocol.drawn else {})}

@@ -89,11 +89,13 @@ class Protocol:
         student: Those that differ for students.
         batch_size: Images in a batch.
         classes: First and last (exclusive) class, in alphabetical order.
-        per_class: Training images of each class, the first ones in the order of the data source; by default all.
+        per_class: Training images of each class; by default all.
+        drawn: Whether the training images are drawn at random, by the run's seed; otherwise they are the first ones of
+            each class in the order of the data source, and the validation images the last ones.
         size: Pixels of a side.
         kd: Temperature and weights of the plain distillation.
-        validation: Images of each class, the last ones of the training images, on which nothing is trained: settings
-            are chosen by them. With them a run is evaluated after its last epoch only.
+        validation: Of each class, training images on which nothing is trained: settings are chosen by them. With them
+            a run is evaluated after its last epoch only.
         student_per_class: Training images of each class for students that have a teacher; by default the teacher's.
         unlabelled: Whether these students learn without labels; one that learns alone has the teacher's images.
         temperatures: For each arm that of the best students of the selection seeds, on the validation images, is taken.
@@ -110,6 +112,7 @@ class Protocol:
     batch_size: int = 64
     classes: tuple[int, int] = (0, 100)
     per_class: int | None = None
+    drawn: bool = False
     size: int = 32
     kd: dict[str, float] = field(default_factory=lambda: {
         'temperature': 4., 'task_loss_weight': 0.1, 'distill_loss_weight': 0.9})

@@ -38,10 +38,11 @@ HERE = Path(__file__).resolve().parent
 RESULTS, ADVISOR = HERE / 'results', 'advisor'
 
 
-def write_images(images: dict[str, Any], protocol: Protocol, folder: Path) -> None:
-    """The students' images and the held-out ones, as PNG files."""
+def write_images(images: dict[str, Any], protocol: Protocol, seed: int, folder: Path) -> None:
+    """The images of a seed's students and the held-out ones, as PNG files."""
     pixels, labels = images['train']
-    parts = divided(labels, protocol.classes, protocol.student_per_class, protocol.validation)
+    parts = divided(images['train'], protocol.classes, protocol.student_per_class, protocol.validation,
+                    seed if protocol.drawn else None)
     for name, indices in zip(('train', 'validation'), parts, strict=True):
         for i in indices.tolist():
             path = folder / name / f'{labels[i]:03d}' / f'{i:05d}.png'
@@ -131,7 +132,7 @@ def main() -> None:
     try:
         seconds(args.budget)
         images = load(DataConfig(data=args.data, val_split='test'), args.work, protocol.size)
-        write_images(images, protocol, output / 'images')
+        write_images(images, protocol, seed, output / 'images')
         found = report(settings(protocol, pair, folders, output, args.budget))
     except SFTeacherError as error:
         parser.error(str(error))

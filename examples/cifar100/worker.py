@@ -36,6 +36,8 @@ from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
 
+BRANCH_SEED = 10 ** 6       # added to a seed: branches start from other weights than any student
+
 
 def build(spec: Spec, seed: int, num_classes: int) -> nn.Module:
     """A fresh model; the same seed gives the same weights."""
@@ -75,7 +77,7 @@ class Worker:
         if path.exists() and not again:
             return
         settings = run.settings
-        self.split = Split(self.images(settings['size']), settings, self.device)
+        self.split = Split(self.images(settings['size']), settings, run.seed, self.device)
         self.num_classes, self.size = self.split.num_classes, (3, settings['size'], settings['size'])
         task = self.task(run)
         with_index = getattr(getattr(task, 'method', None), 'needs_index', False)
@@ -170,7 +172,7 @@ class Worker:
             return ClassificationTask(teacher, device=self.device, verbose=False)
         method = METHODS[s['method']](**s['options'], **({'kl_ramp': s['ramp']} if s.get('ramp') else {}))
         branches = s['branch'] if isinstance(s['branch'], list) else [s['branch']]
-        students = [build(b, 2000 + seed, self.num_classes) for b in branches] if method.takes_students else []
+        students = [build(b, BRANCH_SEED + seed, self.num_classes) for b in branches] if method.takes_students else []
         if s.get('guide'):
             students[0].load_state_dict(self.teacher(s['guide']).state_dict())
         boundaries = s['boundaries'] and [tuple(b) if isinstance(b, list) else b for b in s['boundaries']]
@@ -238,7 +240,7 @@ class Worker:
 
 def said_to(run: Run) -> str:
     """A name for what a student's teacher says: the same for students that see the same batches of the same teacher."""
-    same = ('teacher', 'halfway', 'classes', 'per_class', 'validation', 'size', 'batch_size', 'train')
+    same = ('teacher', 'halfway', 'classes', 'per_class', 'validation', 'drawn', 'size', 'batch_size', 'train')
     text = json.dumps([run.seed, [run.settings.get(name) for name in same]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
