@@ -105,9 +105,9 @@ def test_the_gains_it_quotes_are_those_of_the_pairs_arms_and_columns_it_speaks_o
     found = re.findall(r'([-+]\d+\.\d\d)(?:\spoints)?\s\[([^]]+)\]', said)
     first, second, vit = (f'resnet10t (half width) -> {student}' for student in (
         'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)'))
-    half = rows('few_labels')
+    half = rows('few_labels_in_order')
     expected = [*(half[pair, 'SFTN'] for pair in (first, second, vit, FROM_VIT)),
-                *(rows(f'few_labels_{labels}')[first, 'SFTN'] for labels in (25, 100)),
+                *(rows(f'few_labels_in_order_{labels}')[first, 'SFTN'] for labels in (25, 100)),
                 half[first, 'standard, same compute'],
                 half[first, 'deep supervision only (kl_weight 0)']]
     assert found == [gain(cells[8]) for cells in expected]
@@ -123,7 +123,7 @@ def verdicts(protocol):
 def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():
     """The sentences go when the tables say otherwise."""
     assert re.search(r'\| SFTN \|.*\] no gain \|', table_of('cpu'))
-    found = verdicts('few_labels')
+    found = verdicts('few_labels_in_order')
     assert found[FROM_VIT, 'SFTN'] == 'no gain'
     first, second, *to_vit = (f'resnet10t (half width) -> {student}' for student in (
         'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)',
@@ -132,9 +132,9 @@ def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():
     assert [found[pair, 'SFTN'] for pair in to_vit] == ['no gain'] * 2
     assert found[first, 'deep supervision only (kl_weight 0)'] == 'gain'
     assert found[first, 'standard, same compute'] == 'no gain'
-    fewer = verdicts('few_labels_25')
+    fewer = verdicts('few_labels_in_order_25')
     assert fewer[first, 'SFTN'] == fewer[first, 'deep supervision only (kl_weight 0)'] == 'gain'
-    assert verdicts('few_labels_100')[first, 'SFTN'] == 'no gain'
+    assert verdicts('few_labels_in_order_100')[first, 'SFTN'] == 'no gain'
 
 
 def test_two_commands_set_everything_up_from_git_and_python():

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gains import Row, compared
-from plan import Result, choose, reported_runs, teacher_run
+from plan import Result, chains, choose, reported_runs, teacher_run
 from protocol import ALONE, STANDARD, Protocol, read
 
 HERE = Path(__file__).resolve().parent
 FEW_LABELS = ('few_labels_25', 'few_labels', 'few_labels_100')
 IN_ORDER = ('few_labels_in_order_25', 'few_labels_in_order', 'few_labels_in_order_100')
 FEW_IMAGES = ('few_images_5', 'few_images', 'few_images_25')
+LETTERS = 'ABCDEFGH'
 CHOSEN = (*FEW_LABELS, *IN_ORDER, 'all_images', *FEW_IMAGES)
 
 
@@ -46,13 +47,19 @@ def _mean(values: Iterable[float], digits: int = 2) -> str:
     return f'{statistics.fmean(known):.{digits}f}{spread}' if known else '-'
 
 
-def _minutes(results: Iterable[Result]) -> str:
-    """CPU time of a run, or its wall time where that is not known, and the wall time."""
+def made_on(results: Iterable[Result]) -> list[str]:
+    """The machines of some results, with the versions there."""
+    return sorted({'{device}, {threads} thread(s), torch {torch}, timm {timm}'.format(**r['machine']) for r in results})
+
+
+def _minutes(results: Iterable[Result], machines: list[str]) -> str:
+    """CPU time of a run, or its wall time where that is not known, and the wall time, with the machine's letter."""
     known = list(results)
-    if not known:
+    if len(mine := made_on(known)) != 1:        # one is faster than the other
         return '-'
-    return ' / '.join(f'{statistics.fmean(r.get(name, r["seconds"]) for r in known) / 60:.1f}'
-                      for name in ('cpu_seconds', 'seconds'))
+    times = (statistics.fmean(r.get(name, r['seconds']) for r in known) / 60 for name in ('cpu_seconds', 'seconds'))
+    letter = f' {LETTERS[machines.index(mine[0])]}' if len(machines) > 1 else ''
+    return ' / '.join(f'{t:.1f}' for t in times) + letter
 
 
 def _name(protocol: Protocol, name: str, row: Row) -> str:
@@ -67,6 +74,8 @@ def table(protocol: Protocol, found: dict[str, Row]) -> str:
             'student, test, %', 'gain over the standard teacher, test', 'the same, validation',
             'teacher, CPU / wall minutes', 'student, CPU / wall minutes')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    machines = made_on(r for row in found.values() if row.students for each in (
+        row.teachers.values(), *row.students.values()) for r in each)
     for name, row in found.items():
         if not row.students:
             continue
@@ -84,7 +93,10 @@ def table(protocol: Protocol, found: dict[str, Row]) -> str:
             '-' if not teachers else str(teachers[0]['settings']['train']['epochs']),
             _mean(t['top1'] for t in teachers), _mean(r['validation_top1'] for r in students),
             _mean(statistics.fmean(each) for each in of_teacher), difference, again,
-            _minutes(teachers), _minutes(students)]) + ' |')
+            _minutes(teachers, machines), _minutes(students, machines)]) + ' |')
+    if len(machines) > 1:
+        lines += ['', f'Minutes: {"; ".join(map(": ".join, zip(LETTERS, machines, strict=False)))}; none where the '
+                  f'runs of a row are of several machines.']
     return '\n'.join(lines)
 
 
@@ -121,6 +133,9 @@ def by_student(protocol: Protocol) -> Iterator[tuple[str, dict[str, Row]]]:
 def section(name: str) -> str:
     """A protocol's part of RESULTS.md; empty where nothing has been run."""
     protocol, parts = read(HERE / f'{name}.yaml'), []
+    done = results_of(protocol)
+    planned = [run.key for part in ('select', 'report') for chain in chains(protocol, done, part) for run in chain]
+    own = [done[key] for key in dict.fromkeys(planned) if key in done]
     for title, found in by_student(protocol):
         selected, reported = selection_table(protocol, found), any(row.students for row in found.values())
         if not selected and not reported:
@@ -148,8 +163,10 @@ unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. A
 choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by students of the selection seeds on
 {protocol.validation} held-out training images of each class; the seeds that are reported are others, the same for
 every arm. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
-teachers. "With images" is the interval for other teachers and other images of these classes (their variances added);
-the wider of the two decides. The validation images chose the temperatures, with other teachers, so the gain on them
-only stands beside it. ± is the standard deviation over teachers, for the validation images over students.
+teachers. "With images" is the interval for other teachers and other images drawn as the test images were (their
+variances added); the wider of the two decides. Both are for the temperature that was chosen, by one teacher's students
+as a rule. The validation images chose it, so the gain on them only stands beside it. ± is the standard deviation over
+teachers, for the validation images over students. {len(own)} runs, {sum(r["seconds"] for r in own) / 3600:.1f} hours of
+training on {"; ".join(made_on(own))}.
 
 ''' + '\n\n'.join(parts) + '\n'

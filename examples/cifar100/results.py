@@ -94,8 +94,6 @@ def section(name: str) -> str:
     if not parts:
         return ''
     unique = {json.dumps(r['settings'], sort_keys=True) + str(r['seed']): r for r in results}.values()
-    machines = sorted({f'{r["machine"]["device"]}, {r["machine"]["threads"]} thread(s), torch {r["machine"]["torch"]}, '
-                       f'timm {r["machine"]["timm"]}' for r in unique})
     first, end = protocol.classes
     head = f'''## `{name}.yaml`
 
@@ -105,7 +103,7 @@ CIFAR-100, classes {first} to {end - 1}, {protocol.per_class or 500} training im
 {protocol.train["epochs"]} epochs of batches of {protocol.batch_size} unless a row says otherwise; seeds
 {", ".join(sorted({str(r["seed"]) for r in unique}))}; accuracy of the last epoch on the test images, mean ± standard
 deviation; differences to the standard teacher are paired by seed, with their 95 % interval. {len(unique)} runs,
-{sum(r["seconds"] for r in unique) / 3600:.1f} hours of training on {"; ".join(machines)}.
+{sum(r["seconds"] for r in unique) / 3600:.1f} hours of training on {"; ".join(chosen.made_on(unique))}.
 
 '''
     figures = f'![figure](figures/{name}.png)\n' if (HERE / 'figures' / f'{name}.png').exists() else ''

@@ -11,8 +11,8 @@ import yaml
 from .tiny_run import FOLDER, TINY, run, start
 
 CHOSEN = {
-    **TINY, 'results': 'chosen', 'per_class': 4, 'validation': 3, 'student_per_class': 9, 'unlabelled': True,
-    'temperatures': [2, 8], 'selection_seeds': [100], 'seeds': [0], 'students': 2,
+    **TINY, 'results': 'chosen', 'per_class': 4, 'drawn': True, 'validation': 3, 'student_per_class': 9,
+    'unlabelled': True, 'temperatures': [2, 8], 'selection_seeds': [100], 'seeds': [0], 'students': 2,
     'kd': {'task_loss_weight': 0., 'distill_loss_weight': 1.}, 'batch_size': 4,
     'train': {'epochs': 2, 'lr': 0.05, 'channels_last': True},
     'pairs': {'by name': {'teacher': {'name': 'test_resnet', 'channels': [16, 24, 24, 48]},
@@ -135,7 +135,7 @@ def test_the_advisor_sees_what_students_of_the_protocol_see(modules, name, unlab
 @pytest.mark.parametrize(('args', 'message'), [
     (['--protocol', 'fewlabels'], r'there is no .*fewlabels.yaml; there are all_images, '),
     (['--protocol', 'cpu'], 'cpu tries no temperatures'),
-    (['--pair', 'resnet50'], r"few_labels has no pair 'resnet50'; it has 'resnet10t \(half width\) -> "),
+    (['--pair', 'resnet50'], r"few_labels_in_order has no pair 'resnet50'; it has 'resnet10t \(half width\) -> "),
     (['--results', 'nowhere'], 'no teacher of seed 100 has students of every temperature in nowhere: make them'),
     ([], r'the weights of standard, SFTN.* of seed 100 are not in .*: give the --work of run.py'),
     (['--budget', 'soon'], r'`?budget.*must be a time such as 90s, 20m or 2h'),
@@ -143,13 +143,13 @@ def test_the_advisor_sees_what_students_of_the_protocol_see(modules, name, unlab
 def test_regret_says_what_is_missing_before_anything_is_piloted(modules, args, message, tmp_path, monkeypatch, capsys):
     module, work, made = modules['regret'], tmp_path / 'work', []
     if args and args[0] in ('--budget', '--data'):      # the teachers are there
-        protocol = modules['protocol'].read(FOLDER / 'few_labels.yaml')
+        protocol = modules['protocol'].read(FOLDER / 'few_labels_in_order.yaml')
         pair, seed = next(iter(protocol.pairs)), protocol.selection_seeds[0]
         made = [work / module.teacher_run(protocol, pair, name, seed).key / 'teacher'
                 for name in module.known(protocol, module.RESULTS, pair, seed)]
     for folder in made:
         folder.mkdir(parents=True)
-    monkeypatch.setattr(sys, 'argv', ['regret.py', '--work', str(work), *args])
+    monkeypatch.setattr(sys, 'argv', ['regret.py', '--protocol', 'few_labels_in_order', '--work', str(work), *args])
     with pytest.raises(SystemExit) as stopped:
         module.main()
     assert re.search(message, f'{stopped.value} {capsys.readouterr().err}')

@@ -91,15 +91,30 @@ def test_methods_with_several_branches_and_with_a_simplifier(tiny):
 
 
 def test_images_that_choose_are_trained_on_by_nobody(modules):
-    labels = torch.arange(5).repeat(12)
+    divided, labels = modules['images'].divided, torch.arange(5).repeat(12)
+    images = torch.randint(256, (60, 3, 4, 4), dtype=torch.uint8), labels
     for per_class in (None, 4, 9):
-        train, held_out = modules['images'].divided(labels, (1, 4), per_class, 3)
-        assert not set(train.tolist()) & set(held_out.tolist())
-        assert len(held_out) == 9 and len(train) == 3 * (per_class or 9)
-        assert min(held_out.tolist()) > max(train.tolist())
-        assert set(labels[train].tolist()) == set(labels[held_out].tolist()) == {1, 2, 3}
+        for seed in (None, 0, 7):
+            train, held_out = divided(images, (1, 4), per_class, 3, seed)
+            assert not set(train.tolist()) & set(held_out.tolist())
+            assert len(held_out) == 9 and len(train) == 3 * (per_class or 9)
+            assert seed is not None or min(held_out.tolist()) > max(train.tolist())
+            assert set(labels[train].tolist()) == set(labels[held_out].tolist()) == {1, 2, 3}
     with pytest.raises(SystemExit, match='too few'):
-        modules['images'].divided(labels, (1, 4), 10, 3)
+        divided(images, (1, 4), 10, 3)
+
+
+def test_a_seed_draws_the_same_images_whatever_order_they_come_in(modules):
+    divided, labels = modules['images'].divided, torch.arange(5).repeat(40)
+    pixels, other = torch.randint(256, (200, 3, 4, 4), dtype=torch.uint8), torch.randperm(200)
+    drawn = {seed: divided((pixels, labels), (0, 5), 10, 8, seed) for seed in (0, 1)}
+    for seed, parts in drawn.items():
+        again = divided((pixels[other], labels[other]), (0, 5), 10, 8, seed)
+        assert all(torch.equal(pixels[part], pixels[other][same]) for part, same in zip(parts, again, strict=True))
+    assert torch.equal(drawn[0][1], drawn[1][1])        # one and the same validation images
+    overlap = len(set(drawn[0][0].tolist()) & set(drawn[1][0].tolist()))
+    assert 5 <= overlap <= 30       # of 50: 16 by chance (10 of 32 in each class)
+    assert drawn[0][0].tolist() != sorted(drawn[0][0].tolist())
 
 
 def test_what_a_teacher_says_in_lower_precision_is_kept_in_it(modules, tmp_path):
