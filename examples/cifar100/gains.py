@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from plan import Choice, Result
 
-from sf_teacher.analysis.intervals import interval
+from sf_teacher.analysis.intervals import half_width_with_images, interval
 
 RIGHT = {'top1': 'right', 'validation_top1': 'validation_right'}    # where a result says on which images
 
@@ -49,24 +49,14 @@ def nested_gains(row: Row, against: Row | None, accuracy: str = 'top1') -> list[
 
 
 def with_images(row: Row, against: Row, accuracy: str = 'top1') -> float | None:
-    """Half-width of the gain's 95 % interval for other teachers and other images; None where it is not known.
-
-    The difference of teacher t's students on image i varies with both. Its variance over the teachers' means and that
-    over the images' means are added, which counts what varies with both twice and so errs on the wide side (Owen 2007,
-    "The pigeonhole bootstrap"); degrees of freedom by Welch and Satterthwaite.
-    """
-    from scipy.stats import t
-
+    """Half-width of the gain's 95 % interval for other teachers and other images; None where it is not known."""
     right = RIGHT[accuracy]
     seeds = [seed for seed in row.students if seed in against.students]
     if len(seeds) < 3 or not all(right in r for each in (row, against) for seed in seeds for r in each.students[seed]):
         return None
     of_teacher = [[np.mean([unpacked(r[right], r[accuracy]) for r in each.students[seed]], 0)
                    for each in (row, against)] for seed in seeds]
-    gains = 100 * np.stack([mine - theirs for mine, theirs in of_teacher])     # [teachers, images]
-    parts = [gains.mean(1 - axis).var(ddof=1) / gains.shape[axis] for axis in (0, 1)]
-    freedom = sum(parts) ** 2 / sum(part ** 2 / (count - 1) for part, count in zip(parts, gains.shape, strict=True))
-    return float(t.ppf(0.975, freedom) * sum(parts) ** 0.5)
+    return half_width_with_images(100 * np.stack([mine - theirs for mine, theirs in of_teacher]))
 
 
 def verdict(values: Sequence[float], of: str = 'seed', wide: float | None = None) -> str:

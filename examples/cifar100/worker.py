@@ -120,8 +120,7 @@ class Worker:
         found: dict[str, Any] = {}
         for name, loader in (('top1', test), ('validation_top1', validation)):
             alone = predict(model, loader)
-            right = alone.logits.argmax(1) == alone.labels
-            found[name], found[RIGHT[name]] = 100 * right.float().mean().item(), packed(right)
+            found[name], found[RIGHT[name]] = 100 * alone.right.float().mean().item(), packed(alone.right)
         return {**found, 'train_loss': [round(row['train_loss'], 4) for row in rows]}
 
     def resumable(self, folder: Path, run: Run) -> bool:

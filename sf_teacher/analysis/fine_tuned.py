@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,12 @@ def fine_tune(run: TeacherRun, data: Data) -> tuple[str, float]:
     return str(Path(run.output) / 'teacher'), row['seconds']
 
 
-def expected_seconds(config: ReportRun, baseline: str, data: Data) -> float:
-    """What fine-tuning takes about: by one epoch with branches, which takes longer than one without and is trained."""
+def expected_seconds(config: ReportRun, baseline: str, data: Data) -> tuple[float, float]:
+    """What fine-tuning takes about, and what took the epoch with branches that tells it: longer than one without."""
     if not config.fine_tune:
-        return 0.
+        return 0., 0.
     _, one = fine_tune(fine_tunings(replace(config, fine_tune=1), baseline, data)[-1], data)
-    return one * (2 * config.fine_tune + (config.fine_tune > 1))
+    return one * 2 * config.fine_tune, one * (config.fine_tune > 1)     # one epoch is that of the candidate itself
 
 
 def _run(config: ReportRun, baseline: str, method: str, images: str) -> TeacherRun:
@@ -59,5 +59,5 @@ def _run(config: ReportRun, baseline: str, method: str, images: str) -> TeacherR
         student=(config.student,), student_kwargs={**pretrained, **config.model_kwargs})
     run = TeacherRun(**{name: value for name, value in common.items() if name not in _OWN}, **branch, method=method,
                      teacher=f'local-dir:{exported_folder(baseline)}', lr=config.fine_tune_lr)
-    key = digest(asdict(replace(run, device='', workers=0, threads=None)), stamp(baseline), images)[:8]
+    key = digest({name: getattr(run, name) for name in run.decisive()}, stamp(baseline), images)[:8]
     return replace(run, output=str(Path(config.output) / 'fine_tuned' / f'{method}-{key}'))

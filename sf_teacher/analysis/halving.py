@@ -30,8 +30,8 @@ def rungs(teachers: int, epochs: int) -> list[int]:
     return [max(epochs // 2 ** (count - 1 - i), 1) for i in range(count)]
 
 
-def pilot_epochs(teachers: int, temperatures: int, epochs: int, seeds: int, alone: bool = True) -> int:
-    """Epochs of all pilots of a report together, the student alone included where there is one: its cost."""
+def pilot_epochs(teachers: int, temperatures: int, epochs: int, seeds: int, beside: int = 0) -> int:
+    """Epochs of all pilots of a report together, with so many more beside the finalists: its cost."""
     asked = set()       # a pilot that is asked for again is remembered
 
     def counted(candidate: Candidate, of_round: int) -> float:
@@ -39,7 +39,7 @@ def pilot_epochs(teachers: int, temperatures: int, epochs: int, seeds: int, alon
         return 0.
 
     _, finalists = choose([str(i) for i in range(teachers)], range(temperatures), epochs, counted)
-    return sum(of_round for _, of_round in asked) + (len(finalists) + alone) * seeds * epochs
+    return sum(of_round for _, of_round in asked) + (len(finalists) + beside) * seeds * epochs
 
 
 def choose(

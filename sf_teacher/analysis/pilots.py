@@ -32,6 +32,8 @@ from .settings import ReportRun
 
 _logger = logging.getLogger(__name__)
 
+FORMAT = 2      # of a pilot's file: an older one says less
+FEWEST = 4      # validation images, two for each half
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
@@ -69,6 +71,9 @@ class Pilots:
 
     def check(self, folders: Sequence[str]) -> None:
         """Build what the pilots of these teachers need, so that what cannot work is found before any training."""
+        if (count := len(self.data.validation)) < FEWEST:
+            raise SFTeacherError(f'{count} validation images are too few: one half chooses and the other one reports; '
+                                 f'give at least {FEWEST}, and hundreds to see differences of a few points')
         for folder in [*folders, *([''] if self.labelled else [])]:
             self._plan(Candidate(folder, self.settings.kd_temperature), self.settings.epochs, self.settings.seed)
 
@@ -76,8 +81,9 @@ class Pilots:
         """One pilot: its accuracy on the validation images and on both halves of them, and how like its teacher it is.
 
         Returns:
-            ``student_top1``, ``selection_top1``, ``report_top1``, ``seconds``, ``seed``; with a teacher ``agreement``,
-            ``kl``, ``cka``, and ``teacher`` with its ``top1``, ``entropy`` and ``ece``.
+            ``student_top1``, ``selection_top1``, ``report_top1``, on which images the first and the last of them were
+            right (``student_right``, ``report_right``: ``"0110"``), ``seconds``, ``seed``; with a teacher
+            ``agreement``, ``kl``, ``cka``, and ``teacher`` with its ``top1``, ``entropy`` and ``ece``.
         """
         path = self.folder / f'{self._key(candidate, epochs, seed)}.json'
         row = remembered(path, lambda: {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))})
@@ -86,7 +92,8 @@ class Pilots:
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
         settings = {name: getattr(self.settings, name) for name in self.settings.decisive()}
-        return digest(asdict(candidate), epochs, seed, stamp(candidate.folder or self.like), settings, self.images)[:16]
+        weights = stamp(candidate.folder or self.like)
+        return digest(FORMAT, asdict(candidate), epochs, seed, weights, settings, self.images)[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
         settings = replace(shortened(self.settings, epochs), seed=seed)
@@ -122,12 +129,17 @@ class Pilots:
         }
 
 
-def _accuracies(found: Predictions) -> Mapping[str, float]:
+def _accuracies(found: Predictions) -> Mapping[str, Any]:
     """On all validation images, on every second one (to choose by) and on the others (to report)."""
     even = torch.arange(len(found.labels)) % 2 == 0
     halves = {name: top1(found.logits[keep], found.labels[keep]).item()
               for name, keep in (('selection_top1', even), ('report_top1', ~even))}
-    return {'student_top1': top1(found.logits, found.labels).item(), **halves}
+    return {'student_top1': top1(found.logits, found.labels).item(), 'student_right': _digits(found.right), **halves,
+            'report_right': _digits(found.right[~even])}
+
+
+def _digits(right: torch.Tensor) -> str:
+    return ''.join('01'[r] for r in right.tolist())
 
 
 def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any, Any]]:

@@ -19,6 +19,11 @@ class Predictions:
     features: list[torch.Tensor]
     labels: torch.Tensor
 
+    @property
+    def right(self) -> torch.Tensor:
+        """On which images the label is the most likely class [N]."""
+        return self.logits.argmax(1) == self.labels
+
 
 @torch.inference_mode()
 def predict(model: nn.Module, loader: Iterable[Any], boundaries: Sequence[Boundary] = ()) -> Predictions:

@@ -1,9 +1,11 @@
 """Which teacher to take, and at which temperature? Measured with pilot students, never predicted without them."""
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from ..validation import setting
 from . import halving
 from .figures import matplotlib_pyplot, report_figure
 from .fine_tuned import expected_seconds, fine_tune, fine_tunings
-from .pilots import Candidate, Pilots, pilot_settings, put_json
+from .pilots import Candidate, Pilots, pilot_settings, put_json, stamp
 from .settings import ReportRun
 from .verdicts import ALONE, compare, name_of, recommend
 
@@ -68,10 +70,11 @@ def report(config: ReportRun) -> dict[str, Any]:
     for run in trainings:
         plan_teacher(run, data)
     _make_folder(config.output)     # everything has been checked
-    epochs = _affordable(config, folders[0], len(folders) + len(trainings), pilots, data)
-    tuned = [fine_tune(run, data) for run in trainings]
-    seconds = sum(took for _, took in tuned)
-    folders += [folder for folder, _ in tuned]
+    epochs, seconds = _affordable(config, folders, len(trainings), pilots, data)
+    done_trainings = [fine_tune(run, data) for run in trainings]
+    seconds += sum(took for _, took in done_trainings)
+    tuned = [folder for folder, _ in done_trainings]
+    folders += tuned
 
     def choose_by(candidate: Candidate, of_round: int) -> float:
         row = pilots.run(candidate, of_round, config.seed + SELECTION_SEED)
@@ -80,6 +83,9 @@ def report(config: ReportRun) -> dict[str, Any]:
         return chosen_by
 
     done, finalists = halving.choose(folders, config.temperatures, epochs, choose_by)
+    others = finalists[1:]
+    if tuned and others and (twin := dict(zip(tuned, reversed(tuned), strict=True)).get(others[0].folder)):
+        finalists.append(replace(others[0], folder=twin))       # what training on does without branches, or with them
     finalists += [Candidate('')] if labelled else []
     arms: dict[str, list[dict[str, Any]]] = {name_of(c): [] for c in finalists}
     teachers: dict[str, Any] = {}
@@ -88,24 +94,33 @@ def report(config: ReportRun) -> dict[str, Any]:
             row, name = dict(pilots.run(candidate, epochs, seed)), name_of(candidate)
             if 'teacher' in row:
                 teachers[name] = {**asdict(candidate), **row.pop('teacher')}
-            row['top1'] = row['report_top1' if done else 'student_top1']
+            row['top1'], row['right'] = (row[f'{"report" if done else "student"}_{name}'] for name in ('top1', 'right'))
             arms[name].append(row)
             _logger.info('seed %d, %s: student %.2f %%', seed, name, row['top1'])
-    baseline, *others = (name for name in arms if name != ALONE)
-    comparisons = [compare(arms, baseline, ALONE)] if labelled else []
-    for name in others:
-        comparisons.append(compare(arms, name, baseline))
-        comparisons += [compare(arms, name, ALONE)] if labelled else []
+    comparisons = [compare(arms, name, other) for name, other in _pairs(list(arms))]
+    baseline = name_of(finalists[0])
+    took = pilots.seconds + seconds
+    if config.budget and took > halving.seconds(config.budget):
+        _logger.warning('it took %.0f s, more than %s: other pilots took longer than the one that told the time',
+                        took, setting('budget', config.budget))
     result = {
         'student': config.student, 'data': config.data or config.dataset, 'epochs': epochs,
         'epochs_without_budget': config.epochs, 'baseline': baseline, 'candidates': folders,
         'rounds': [{'epochs': r.epochs, 'top1': {name_of(c): v for c, v in r.top1.items()}} for r in done],
         'teachers': teachers, 'pilots': arms, 'comparisons': comparisons,
-        'recommendation': recommend(teachers, comparisons, baseline, len(folders), pilots.seconds + seconds),
+        'recommendation': recommend(teachers, comparisons, baseline, len(folders), took),
     }
+    _keep_earlier(Path(config.output), result)
     write_atomically(Path(config.output) / 'report.json', lambda file: put_json(file, result))
     report_figure(result, Path(config.output) / 'report.png')
     return result
+
+
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What is compared: the baseline, the best other teacher, its twin, the student alone, as far as they are there."""
+    baseline, *others = (name for name in names if name != ALONE)
+    pairs = [(name, baseline) for name in others] + [(others[0], twin) for twin in others[1:]]
+    return pairs + [(name, ALONE) for name in (baseline, *others) if ALONE in names]
 
 
 def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
@@ -151,22 +166,43 @@ def _make_folder(output: str) -> None:
         raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
 
 
-def _affordable(config: ReportRun, baseline: str, teachers: int, pilots: Pilots, data: Data) -> int:
-    """The epochs of the longest pilots: those asked for, or as many as fit into the budget beside fine-tuning."""
+def _keep_earlier(output: Path, result: dict[str, Any]) -> None:
+    """Give a report that is there already, of other teachers or settings, a name with a number."""
+    path = output / 'report.json'
+    if path.exists() and json.loads(path.read_text(encoding='utf-8')) == json.loads(json.dumps(result)):
+        return
+    number = next(n for n in itertools.count(1) if not (output / f'report-{n}.json').exists())
+    for kept in (path, output / 'report.png'):
+        if kept.exists():
+            kept.rename(kept.with_stem(f'report-{number}'))
+
+
+def _affordable(
+        config: ReportRun,
+        folders: Sequence[str],
+        fine_tuned: int,
+        pilots: Pilots,
+        data: Data,
+) -> tuple[int, float]:
+    """The epochs of the longest pilots, as many as fit into the budget beside fine-tuning; what it took to find out.
+
+    The pilot that tells what an epoch takes is of the largest teacher. It is trained beside the others.
+    """
     if not config.budget:
-        return config.epochs
-    first = Candidate(baseline, config.temperatures[0])
-    one = pilots.run(first, 1, config.seed + SELECTION_SEED)['seconds']
-    fine_tuning = expected_seconds(config, baseline, data)
+        return config.epochs, 0.
+    largest = max(folders, key=lambda folder: (stamp(folder) or [0])[0])
+    one = pilots.run(Candidate(largest, config.temperatures[0]), 1, config.seed + SELECTION_SEED)['seconds']
+    fine_tuning, tried = expected_seconds(config, folders[0], data)
+    beside = (pilots.labelled is not None) + (fine_tuned > 0)       # finalists beside the two that are compared
 
     def takes(epochs: int) -> float:
-        return fine_tuning + one * halving.pilot_epochs(
-            teachers, len(config.temperatures), epochs, config.seeds, pilots.labelled is not None)
+        return tried + fine_tuning + one * (1 + halving.pilot_epochs(
+            len(folders) + fine_tuned, len(config.temperatures), epochs, config.seeds, beside))
 
     for epochs in range(config.epochs, 0, -1):
         if takes(epochs) <= halving.seconds(config.budget):
             _logger.info('an epoch of a pilot takes %.1f s: %d epochs fit into %s', one, epochs, config.budget)
-            return epochs
-    part = f' ({fine_tuning:.0f} s of it for {setting("fine_tune", config.fine_tune)})' if fine_tuning else ''
+            return epochs, tried
+    part = f' ({tried + fine_tuning:.0f} s of it for {setting("fine_tune", config.fine_tune)})' if fine_tuning else ''
     raise SettingError(f'{setting("budget", config.budget)} is too small: with pilots of one epoch it takes about '
                        f'{takes(1):.0f} s here{part}; give that, or fewer teachers, temperatures or seeds')

@@ -35,5 +35,5 @@ class ReportRun(StudentRun):
     fine_tune: int = option(0, 'also try the baseline trained on for so many epochs, by SFTN with the student as its '
                                'branch and by cross entropy alone', low=0)
     fine_tune_lr: float = option(0.005, 'with --fine-tune: its learning rate', above=0, high=100)
-    budget: str = option('', 'time for all of it, e.g. 20m; --epochs is lowered to fit (default: no limit)')
+    budget: str = option('', 'time for about all of it, e.g. 20m; --epochs is lowered to fit (default: no limit)')
     batch_size: int = option(64, 'images in a batch', low=1, high=2 ** 20)

@@ -5,8 +5,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .columns import columns
-from .intervals import interval
+from .intervals import half_width_with_images, interval
 from .pilots import Candidate
 
 ALONE = 'student alone'
@@ -18,15 +20,24 @@ def name_of(candidate: Candidate) -> str:
 
 
 def compare(arms: dict[str, list[dict[str, Any]]], name: str, reference: str) -> dict[str, Any]:
-    """The difference that a teacher makes to its students, seed by seed."""
+    """The difference that a teacher makes to its students, seed by seed; the wider of two intervals decides.
+
+    One is for other seeds on the same images, the other one for other seeds and images.
+    """
     gains = [a['top1'] - b['top1'] for a, b in zip(arms[name], arms[reference], strict=True)]
     mean, half = interval(gains)
+    on_images = [100. * (_right(a) - _right(b)) for a, b in zip(arms[name], arms[reference], strict=True)]
+    half = max(half, half_width_with_images(np.stack(on_images)))
     kind = 'gain' if mean > half else 'loss' if -mean > half else 'no gain'
     than = reference if reference == ALONE else f'students of {reference}'
     verdict = f'{kind}: students of {name} are {mean:+.2f} points against {than} (95 %: {mean - half:+.2f} to ' \
               f'{mean + half:+.2f})'
     return {'teacher': name, 'reference': reference, 'gains': gains, 'mean': mean, 'half_width': half, 'kind': kind,
             'verdict': verdict}
+
+
+def _right(row: dict[str, Any]) -> np.ndarray:
+    return np.array(list(map(int, row['right'])))
 
 
 def recommend(
@@ -38,6 +49,7 @@ def recommend(
 ) -> dict[str, Any]:
     """The best other teacher if it is surely better than the baseline, or else the baseline."""
     against = next((c for c in comparisons if c['reference'] == baseline), None)
+    beside = next((c for c in comparisons if c['reference'] not in (baseline, ALONE)), None)
     gain = against if against and against['kind'] == 'gain' else None
     chosen = gain['teacher'] if gain else baseline
     take = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
@@ -45,6 +57,8 @@ def recommend(
         text = f'{take}, the only teacher'
     elif gain:
         text = f'{take}: {_points(gain)} points over {baseline}'
+        if beside:
+            text += f'; {_points(beside)} over {beside["reference"]}, trained on for as long'
     else:
         other = against['teacher'] if candidates == 2 else f'the best of {candidates - 1} others, {against["teacher"]},'
         text = f'{take}, the baseline at its best temperature: {other} made {_points(against)} points'
@@ -80,8 +94,8 @@ def table(result: dict[str, Any]) -> str:
     epochs, asked = result['epochs'], result['epochs_without_budget']
     fewer = f' ({asked} do not fit into the budget; shorter pilots may order teachers otherwise)'
     note = f'Students: {result["student"]}, {epochs} epochs{fewer if epochs < asked else ""}, ' \
-           f'{len(next(iter(result["pilots"].values())))} seeds, 95 % confidence: for other students of these ' \
-           f'teachers, on these images. Other teachers of a kind, and other images, vary more.' + (
+           f'{len(next(iter(result["pilots"].values())))} seeds, 95 % confidence: differences are for other ' \
+           f'students of these teachers and other images like these. Other teachers of a kind vary more.' + (
                ' Their accuracy is on one half of the validation images, what stands beside it on all of them.'
                if result['rounds'] else '')
     return '\n'.join([*columns(rows, ''), '', *verdicts, note, '', result['recommendation']['text']])

@@ -1,21 +1,45 @@
 import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from sf_teacher.analysis import halving
+from sf_teacher.analysis.intervals import half_width_with_images
 from sf_teacher.analysis.pilots import Candidate
 from sf_teacher.analysis.verdicts import compare, recommend
+
+
+def student(top1, images=100_000):
+    """A pilot that is right about the first images: so many of them that other images would not change much."""
+    right = round(top1 * images / 100)
+    return {'top1': top1, 'right': '1' * right + '0' * (images - right)}
 
 
 @pytest.mark.parametrize(('gains', 'kind'), [
     ([1., 1.1, 0.9], 'gain'), ([2., -1., 0.5], 'no gain'), ([-1., -1.1, -0.9], 'loss'), ([0., 0., 0.], 'no gain'),
 ])
 def test_the_verdict_follows_the_paired_interval(gains, kind):
-    arms = {'a': [{'top1': 50 + g + s} for s, g in zip((0, 7, 3), gains, strict=True)],
-            'b': [{'top1': 50. + s} for s in (0, 7, 3)]}
+    arms = {'a': [student(50 + g + s) for s, g in zip((0, 7, 3), gains, strict=True)],
+            'b': [student(50. + s) for s in (0, 7, 3)]}
     found = compare(arms, 'a', 'b')
     assert found['kind'] == kind and found['verdict'].startswith(f'{kind}: students of a')
+
+
+def test_the_same_gain_on_few_images_is_not_sure():
+    for images, kind in ((100_000, 'gain'), (50, 'no gain')):
+        arms = {'a': [student(52. + s, images) for s in (0, 7, 3)], 'b': [student(50. + s, images) for s in (0, 7, 3)]}
+        found = compare(arms, 'a', 'b')
+        assert found['gains'] == [2., 2., 2.] and found['kind'] == kind and found['half_width'] > 0
+
+
+def test_the_interval_for_other_images_is_that_of_the_wider_variance():
+    seeds, images = np.array([[-1.], [0.], [1.]]), np.linspace(-3, 3, 50)[None]
+    assert half_width_with_images(seeds + 0 * images) == pytest.approx(4.302653 * 1 / 3 ** 0.5)   # t of 2 degrees
+    assert half_width_with_images(0 * seeds + images) == pytest.approx(2.009575 * images.std(ddof=1) / 50 ** 0.5)
+    both = half_width_with_images(seeds + images)
+    assert both < 4.302653 / 3 ** 0.5 + 2.009575 * images.std(ddof=1) / 50 ** 0.5     # variances, not widths, are added
+    assert half_width_with_images(np.zeros((3, 50))) == 0
 
 
 TEMPERATURES = (2., 4., 8., 16.)
@@ -39,7 +63,7 @@ def test_the_baseline_gets_its_temperature_then_the_best_other_teacher_gets_its_
         [Candidate('b', t) for t in TEMPERATURES]]
     assert {r.epochs for r in rounds} == {6} and rounds[0].top1[Candidate('a', 2.)] == worth[Candidate('a', 2.)]
     assert finalists == [Candidate('a', 8.), Candidate('b', 2.)]
-    assert len(set(asked)) * 6 + (2 + 1) * 5 * 6 == halving.pilot_epochs(3, 4, 6, 5)
+    assert len(set(asked)) * 6 + (2 + 1) * 5 * 6 == halving.pilot_epochs(3, 4, 6, 5, beside=1)
 
 
 def test_many_teachers_are_thinned_out_by_successive_halving():
@@ -48,7 +72,7 @@ def test_many_teachers_are_thinned_out_by_successive_halving():
     assert [(r.epochs, len(r.top1)) for r in rounds] == [(1, 17), (2, 9), (5, 5), (10, 3)]
     assert finalists == [Candidate('00', 4.), Candidate('10', 4.)]
     assert all(set(after.top1) < set(before.top1) for before, after in pairwise(rounds))
-    assert sum(epochs for _, epochs in asked) + 2 * 5 * 10 == halving.pilot_epochs(18, 1, 10, 5, alone=False)
+    assert sum(epochs for _, epochs in asked) + 2 * 5 * 10 == halving.pilot_epochs(18, 1, 10, 5)
 
 
 @pytest.mark.parametrize(('folders', 'temperatures'), [('a', (4.,)), ('ab', (4.,)), ('a', TEMPERATURES), (
@@ -59,7 +83,7 @@ def test_a_report_costs_what_it_says(folders, temperatures):
     assert {c.temperature for c in finalists} == {temperatures[-1]}
     assert bool(rounds) == (len(temperatures) > 1 or len(folders) > 2)     # else there is nothing to choose
     assert sum(e for _, e in set(asked)) + len(finalists) * 3 * 8 == halving.pilot_epochs(
-        len(folders), len(temperatures), 8, 3, alone=False)
+        len(folders), len(temperatures), 8, 3)
 
 
 BASELINE = 'take a at T = 2, the baseline at its best temperature: the best of 2 others, B, made '
@@ -73,7 +97,7 @@ BASELINE = 'take a at T = 2, the baseline at its best temperature: the best of 2
     ((-3., -3.2, -2.9), 'a', rf'{BASELINE}-3.03 \[-3.41, -2.65\] points \('),
 ])
 def test_the_recommendation_is_surely_better_or_the_baseline(gains, chosen, text):
-    arms = {'A': [{'top1': 50. + i} for i in range(3)], 'B': [{'top1': 50. + i + g} for i, g in enumerate(gains)]}
+    arms = {'A': [student(50. + i) for i in range(3)], 'B': [student(50. + i + g) for i, g in enumerate(gains)]}
     teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 4.}}
     found = recommend(teachers, [compare(arms, 'B', 'A')], 'A', 3, 60.)
     assert found['teacher'] == chosen and re.match(text, found['text']) and '1.0 minutes' in found['text']

@@ -51,7 +51,7 @@ def test_report_measures_teachers_and_pilots(teachers, tmp_path, capsys):
     assert table(result) in out and 'student alone' in out and '95 % confidence' in out
     names = [f'{teacher} at T = 4' for teacher in teachers]
     assert [(c['teacher'], c['reference']) for c in result['comparisons']] == [
-        (names[0], 'student alone'), (names[1], names[0]), (names[1], 'student alone')]
+        (names[1], names[0]), (names[0], 'student alone'), (names[1], 'student alone')]
     for name in names:
         assert 0 <= result['teachers'][name]['top1'] <= 100 and 0 <= result['teachers'][name]['ece'] <= 1
         assert [p['seed'] for p in result['pilots'][name]] == [42, 43]
@@ -163,9 +163,13 @@ def test_a_budget_lowers_the_epochs_or_is_refused(teachers, tmp_path):
         report(config)
     [path] = (tmp_path / 'out/pilots').iterdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), 'seconds': 10.}))
-    assert halving.pilot_epochs(2, 1, 2, 2) == 12
+    assert halving.pilot_epochs(2, 1, 2, 2, beside=1) == 12
     result = report(replace(config, budget='130s'))
     assert result['epochs'] == 2
+    asked_less = report(replace(config, budget='130s', epochs=1))
+    kept, now = (json.loads((tmp_path / f'out/{name}.json').read_text()) for name in ('report-1', 'report'))
+    assert kept['epochs'] == 2 and now['epochs'] == asked_less['epochs'] == 1      # nothing is lost by another report
+    assert (tmp_path / 'out/report-1.png').exists() and (tmp_path / 'out/report.png').exists()
     assert '2 epochs (4 do not fit into the budget; shorter pilots may order teachers otherwise)' in table(result)
 
 
@@ -179,7 +183,10 @@ def test_the_baseline_is_fine_tuned_with_branches_and_without_once(teachers, tmp
     assert result['candidates'] == [teachers[0], str(plain / 'teacher'), str(friendly / 'teacher')]
     [chosen] = result['rounds']
     assert set(chosen['top1']) == {f'{folder} at T = 4' for folder in result['candidates'][1:]}
-    assert len(result['teachers']) == 2 and f'{teachers[0]} at T = 4' in result['teachers']
+    assert len(result['teachers']) == 3 and f'{teachers[0]} at T = 4' in result['teachers']
+    best, twin = sorted((f'{folder} at T = 4' for folder in result['candidates'][1:]), key=lambda n: -chosen['top1'][n])
+    assert [(c['teacher'], c['reference']) for c in result['comparisons'][:3]] == [
+        (best, result['baseline']), (twin, result['baseline']), (best, twin)]
     settings = [yaml.safe_load((folder / 'config.yaml').read_text()) for folder in (plain, friendly)]
     assert [s['student'] for s in settings] == [[], ['test_efficientnet']]
     assert {(s['epochs'], s['lr'], s['teacher']) for s in settings} == {(1, 0.01, f'local-dir:{teachers[0]}')}
@@ -189,7 +196,7 @@ def test_the_baseline_is_fine_tuned_with_branches_and_without_once(teachers, tmp
                for path in (tmp_path / 'out' / part).glob('*.json'))
     assert result['recommendation']['seconds'] == pytest.approx(took)
     monkeypatch.setattr('sf_teacher.analysis.fine_tuned.train_teacher', lambda *args: pytest.fail('trained again'))
-    assert report(config) == result
+    assert report(config) == result and not (tmp_path / 'out/report-1.json').exists()
     monkeypatch.undo()
     path, = (tmp_path / 'out/fine_tuned').glob('sftn-*.json')
     path.write_text(json.dumps({'seconds': 1000.}))     # it counts against the budget
@@ -288,3 +295,14 @@ def test_report_says_that_matplotlib_is_missing(teachers, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     with pytest.raises(SFTeacherError, match='the figure needs matplotlib: pip install matplotlib'):
         report(ReportRun(teachers=(teachers[0],), student='test_resnet', output=str(tmp_path / 'out')))
+
+
+def test_too_few_validation_images_are_refused_before_any_pilot(teachers, tmp_path):
+    data = runs.folder(tmp_path / 'data', classes=3)
+    for split in (data / 'validation').iterdir():
+        for image in sorted(split.iterdir())[1:]:
+            image.unlink()
+    with pytest.raises(SFTeacherError, match=r'3 validation images are too few: .*give at least 4'):
+        report(ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(data), in_memory=True, batch_size=8,
+                         epochs=1, device='cpu', output=str(tmp_path / 'out')))
+    assert not (tmp_path / 'out').exists()
