@@ -48,6 +48,7 @@ def evaluate(
     """
     model = eval_model(task, ema).eval()
     evaluator = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    number = 0
     for number, batch in enumerate(loader, 1):
         images, target, *_ = unpacked(batch, 'validation')
         check_evaluated(target, task, f' in batch {number}')
@@ -62,6 +63,8 @@ def evaluate(
             raise explained(error, f'batch {number} of validation', images, target, task) from error
         if between is not None:
             between()
+    if not number:
+        raise SFTeacherError('the validation loader gave no batch: give one that can be gone through again')
     return dict(evaluator.compute(distributed=dist.is_initialized()))
 
 

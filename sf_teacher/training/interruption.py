@@ -66,10 +66,12 @@ class Guard:
         world: This process among the others.
         stop: The signal, if any.
         kept: Where the last good checkpoint is, or an empty string.
+        module: What is trained. Buffers that are not finite before the training, such as masks of -inf, may stay so.
     """
 
-    def __init__(self, world: World, stop: Stop, kept: str) -> None:
+    def __init__(self, world: World, stop: Stop, kept: str, module: nn.Module) -> None:
         self.world, self.stop, self.kept = world, stop, kept
+        self.allowed = {name for name, buffer in module.named_buffers() if not _finite(buffer)}
 
     def check(self, epoch: int, batch: int, result: dict[str, Any], inputs: torch.Tensor) -> None:
         """Called between the forward and the step of each batch.
@@ -103,13 +105,18 @@ class Guard:
     def check_weights(self, epoch: int, module: nn.Module) -> None:
         """Never save weights that are not finite: a loss that was finite may have made them so in the last step."""
         for name, value in module.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
+            if name not in self.allowed and not _finite(value):
                 raise SFTeacherError(f'{name} is not finite after epoch {epoch + 1}. ' + self._advice(epoch))
 
     def _advice(self, epoch: int) -> str:
         kept = f'The checkpoint after {epoch} epochs is kept in {self.kept}. ' if self.kept else ''
         return (f'Nothing was saved with it. {kept}Try another run with a lower lr, clip_grad=1, or '
                 f'amp_dtype=bfloat16 where amp is on')
+
+
+def _finite(value: Any) -> bool:
+    """Whether it is a tensor of finite values, or something else: integers, or the extra state of a module."""
+    return not isinstance(value, torch.Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def _not_finite(result: dict[str, Any], inputs: torch.Tensor) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from .progress import Average, Progress, summary_line, watched
 from .run_folder import RunFolder
 from .settings import TrainConfig
 from .signals import PATIENCE, Stop
-from .trackers import start_tracker
+from .trackers import check_tracker, start_tracker
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class Loop:
             stop: Stop,
     ) -> None:
         self.task, self.config, self.world, self.folder = task, config, world, folder
-        self.guard, self.stop = Guard(world, stop, config.output), stop
+        check_tracker(config)
+        self.guard, self.stop = Guard(world, stop, config.output, trainable(task)), stop
         self.train_loader, self.eval_loader, self.device = train_loader, eval_loader, task.device
         self.unlabelled = lowest_label(task) < 0
         self.rows: list[Row] = []
@@ -60,6 +61,9 @@ class Loop:
         self.mixup = create_mixup(task, config) if config.mixes else None
         if config.channels_last:
             task.to(memory_format=torch.channels_last)
+        if config.amp and config.amp_dtype == 'float16' and self.device.type == 'cpu':
+            raise SFTeacherError(f'{setting("amp_dtype", "float16")} is slow on the CPU, and its gradients would not '
+                                 f'be scaled: give {setting("amp_dtype", "bfloat16")}')
         if config.sync_bn:
             if self.device.type == 'cpu':
                 raise SFTeacherError(f'{setting("sync_bn")} works between GPUs only: leave it out on the CPU')
@@ -94,14 +98,16 @@ class Loop:
         """Train the epochs that are left."""
         progress = Progress(self.epochs, self.updates, self.config.log_interval, start=self.start) \
             if self.world.rank == 0 else None
+        tracker = start_tracker(self.config, self.start) if self.world.rank == 0 else None
         try:
-            return self._run(on_epoch, progress)
+            return self._run(on_epoch, progress, tracker)
         finally:
             if progress is not None:
                 progress.close()
+            if tracker is not None:
+                tracker.finish()
 
-    def _run(self, on_epoch: Callable[[Row], None] | None, progress: Progress | None) -> list[Row]:
-        tracker = start_tracker(self.config, self.start) if self.world.rank == 0 else None
+    def _run(self, on_epoch: Callable[[Row], None] | None, progress: Progress | None, tracker: Any) -> list[Row]:
         if not self.rows:
             self._save(0)       # finds a full disk before the first step; any moment from now on can be resumed
         self.stop.patience = PATIENCE if self.world.size == 1 else math.inf
@@ -118,8 +124,6 @@ class Loop:
                 tracker.log({name.replace('_', '/', 1): value for name, value in row.items()}, step=epoch)
             if on_epoch is not None and self.world.rank == 0:
                 on_epoch(row)
-        if tracker is not None:
-            tracker.finish()
         if self.folder is not None and self.rows and self.world.rank == 0:
             draw_curves(self.rows, self.folder.path)
         self.stop.where = f'after the last epoch; {self.epochs} complete epochs are saved'
@@ -179,7 +183,7 @@ class Loop:
         average, images, began = Average(), 0, time.perf_counter()
         self.optimizer.zero_grad()
         indexed = needs_index(self.task)
-        for batch, given in enumerate(self.train_loader):
+        for batch, given in enumerate(_as_many(self.train_loader, batches)):
             inputs, target, *index = unpacked(given, 'training', indexed)
             if epoch == self.start:
                 check_labels(target, self.task, 'training', lowest_label(self.task), f' in batch {batch + 1}')
@@ -269,6 +273,19 @@ class Loop:
         if self.folder is not None and self.world.rank == 0:
             self.folder.write_summary(self.rows)
             _logger.info('resumed %s after %d epochs', self.config.output, self.start)
+
+
+def _as_many(loader: Any, batches: int) -> Iterator[Any]:
+    """The batches of a loader, if they are as many as it says: the schedule and accumulation follow from that."""
+    given = 0
+    for given, batch in enumerate(loader, 1):
+        if given > batches:
+            break
+        yield batch
+    if given != batches:
+        raise SFTeacherError(f'the training loader has a length of {batches} batches and gave '
+                             f'{"more" if given > batches else given} in this epoch: give it the __len__ that it has '
+                             f'in every epoch, or, if it can be gone through once only, a loader that can again')
 
 
 def _kinds(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:

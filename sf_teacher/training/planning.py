@@ -73,7 +73,7 @@ def plan_teacher(config: TeacherRun, data: Data | None = None, decode: bool = Tr
                     student_kwargs=config.student_kwargs).to(device)
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
-    if config.teacher.startswith('local-dir:'):
+    if ':' in config.teacher:       # weights of its own, wherever they are
         check_same_classes(data.class_names, class_names_of(model), f'the teacher in {config.teacher}')
     metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
     return _plan(config, data, task, model, size, device, metadata, decode)

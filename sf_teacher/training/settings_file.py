@@ -103,6 +103,6 @@ def to_yaml(config: Checked, comments: Mapping[str, str] | None = None) -> str:
 
 def changed(config: Checked, values: Mapping[str, Any]) -> list[str]:
     """The settings that differ from those of an earlier run and may not."""
-    now = yaml.safe_load(to_yaml(config))
-    return [f'{name}: {values.get(name)!r} then, {now[name]!r} now' for name in config.decisive()
-            if values.get(name) != now[name]]
+    now, default = (yaml.safe_load(to_yaml(c)) for c in (config, type(config)()))
+    then = {name: values.get(name, default[name]) for name in config.decisive()}    # a run may be older than a setting
+    return [f'{name}: {value!r} then, {now[name]!r} now' for name, value in then.items() if value != now[name]]

@@ -130,3 +130,10 @@ def test_several_names_of_a_class_are_no_names(tmp_path):
     data = load_data(DataConfig(data=str(root), class_map=str(root / 'map.pkl')))
     assert data.num_classes == 3 and data.class_names is None
     assert load_data(DataConfig(data='digits')).class_names == [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize('scheme', ['local-dir:', 'Local-Dir:'])
+def test_other_classes_are_refused_of_a_teacher_that_is_trained_on(scheme, trained, tmp_path):
+    data = renamed(tmp_path / 'd', 'ant', 'bee', 'cat', 'dog')
+    with pytest.raises(SFTeacherError, match='has other classes than the data: fish, owl against ant, bee'):
+        plan_teacher(TeacherRun(teacher=f'{scheme}{trained}', method='none', data=str(data), **COMMON))

@@ -119,3 +119,66 @@ def test_logits_beside_features_are_evaluated_as_they_are_trained():
     task = sf_teacher.wrap(WithFeatures(), method='mcmi', input_size=runs.SIZE)
     [found] = training.fit(task, *runs.loaders(), training.TrainConfig(epochs=1, device='cpu'))
     assert 0 <= found['eval_top1'] <= 100
+
+
+class Masked(torch.nn.Module):
+    """Holds what is not finite from the start, and state that is no tensor."""
+    num_classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(768, 4)
+        self.register_buffer('mask', torch.tensor([0., -torch.inf]))
+        self.register_buffer('seen', torch.zeros(()))
+        self.spoilt = False
+
+    def get_extra_state(self):
+        return {'version': 2}
+
+    def set_extra_state(self, state):
+        assert state == {'version': 2}
+
+    def forward(self, x):
+        if self.spoilt:
+            self.seen.fill_(torch.nan)
+        return self.head(x.flatten(1))
+
+
+def test_buffers_may_be_what_they_were_and_not_become_it():
+    model = Masked()
+    assert fit(batches(), task=ClassificationTask(model, verbose=False))[0]['train_loss'] > 0
+    model.spoilt = True
+    with pytest.raises(SFTeacherError, match='seen is not finite after epoch 1'):
+        fit(batches(), task=ClassificationTask(model, verbose=False))
+
+
+class Promises(list):
+    """Batches that say another number of themselves."""
+    length = 0
+
+    def __len__(self):
+        return self.length
+
+
+@pytest.mark.parametrize(('says', 'gives'), [(3, '2'), (1, 'more')])
+def test_a_loader_gives_as_many_batches_as_it_says(says, gives):
+    loader = Promises(batches())
+    loader.length = says
+    with pytest.raises(SFTeacherError, match=f'has a length of {says} batches and gave {gives} in this epoch: give it'):
+        fit(loader)
+
+
+def test_validation_that_can_be_gone_through_once_is_refused():
+    class Once:
+        def __init__(self):
+            self.left = iter(list(batches(8)))
+
+        def __iter__(self):
+            return self.left
+    with pytest.raises(SFTeacherError, match='the validation loader gave no batch: give one that can be gone through'):
+        fit(batches(), evaluation=Once())
+
+
+def test_float16_is_refused_on_the_cpu():
+    with pytest.raises(SFTeacherError, match=r"amp_dtype='float16' is slow on the CPU.*give amp_dtype='bfloat16'"):
+        training.fit(runs.task('plain'), *runs.loaders(), runs.settings(epochs=1, amp=True))

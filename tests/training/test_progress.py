@@ -2,6 +2,7 @@
 import io
 import logging
 import sys
+import types
 
 import pytest
 import torch
@@ -33,6 +34,20 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(SFTeacherError, match="log_with='wandb' needs wandb: pip install wandb accelerate, or leave it"):
         fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1, log_with='wandb'))
+    assert not (tmp_path / 'run').exists() or not list((tmp_path / 'run').glob('*.yaml'))
+    fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1))      # nothing is in the way
+
+
+def test_a_tracker_is_finished_when_a_run_fails(tmp_path, monkeypatch):
+    finished = []
+    tracker = types.SimpleNamespace(log=lambda *args, **kwargs: None, finish=lambda: finished.append(True))
+    monkeypatch.setattr('sf_teacher.training.loop.start_tracker', lambda *args: tracker)
+
+    def fails(row):
+        raise KeyError('mine')
+    with pytest.raises(KeyError, match='mine'):
+        fit(runs.task('plain'), *runs.loaders(), runs.settings(tmp_path / 'run', epochs=1), fails)
+    assert finished == [True]
 
 
 def test_progress_is_plain_lines_outside_of_a_terminal_and_a_bar_in_one(capsys, monkeypatch):

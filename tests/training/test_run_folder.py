@@ -291,3 +291,11 @@ def test_a_resumed_run_replaces_its_own_export_only(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(again) == 1
     assert 'is not an earlier export of this run (another seed)' in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_resumes_without_the_settings_that_came_later(run):
+    path = run / 'config.yaml'
+    known = path.read_text()
+    assert '\nclip_mode: ' in known
+    path.write_text(''.join(line for line in known.splitlines(keepends=True) if not line.startswith('clip_mode: ')))
+    assert len(resume(run)) == 2

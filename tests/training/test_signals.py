@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from torch import nn
 
 from sf_teacher import SFTeacherError, cli, training
 from sf_teacher.files import undisturbed
@@ -38,7 +39,7 @@ def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(monkeypatch)
         stop.signum = signal.SIGTERM
         return [value, 0]       # nobody knew of one
     monkeypatch.setattr(world, 'gathered', gathered)
-    guard = Guard(world, stop, '')
+    guard = Guard(world, stop, '', nn.Identity())
     guard.check_between()       # the others go on, so this one does
     monkeypatch.undo()
     monkeypatch.setattr(world, 'gathered', lambda value: [0, value])
