@@ -104,4 +104,4 @@ def targets(dataset: Any) -> np.ndarray | None:
     if getattr(reader, 'targets', None) is not None:
         return np.asarray(reader.targets)
     samples = getattr(reader, 'samples', None)
-    return np.array([label for _, label in samples]) if samples else None
+    return np.array([label for _, label in samples]) if samples is not None and len(samples) else None

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset, IterableDataset
 from ..errors import SFTeacherError
 from ..validation import setting
 from .classes import listed
-from .image_files import FolderReader, ImageFiles, tar_reader
+from .image_files import FolderReader, ImageFiles
 from .settings import NO_SPLIT, DataConfig
+from .tar_files import TarReader
 
 _SYNONYMS = {'train': ('training',), 'validation': ('val', 'valid', 'eval', 'test')}
 
@@ -76,7 +77,7 @@ def _open_files(config: DataConfig, root: Path, other: Path | None, mode: str) -
         raise SFTeacherError(f'{setting("class_map", config.class_map)} is no file, here or in {root}: no images '
                              f'can be read from it without')
     try:
-        reader = (FolderReader if root.is_dir() else tar_reader)(root, config.class_map)
+        reader = (FolderReader if root.is_dir() else TarReader)(root, config.class_map)
     except Exception as error:      # tarfile, pickle and timm raise whatever they like
         reason = str(error) if isinstance(error, SFTeacherError) else f'{type(error).__name__}: {error}'
         raise SFTeacherError(f'{root}, split {root.name.removesuffix(".tar")}: no images can be read from it '

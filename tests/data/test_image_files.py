@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import socket
-import tarfile
 
 import numpy as np
 import pytest
@@ -44,27 +43,6 @@ def test_every_format_that_pillow_decodes_is_read(root):
     data = load(root)
     assert len(data.train) == len(data.validation) == 24
     assert torch.equal(load_images(data.train, runs.SIZE)[0], expected)
-
-
-def test_tars_hold_the_same_formats_and_say_what_they_leave_out(root, tmp_path, caplog):
-    for path in sorted((root / 'train').rglob('*.png'))[::2]:
-        Image.open(path).save(path.with_suffix('.webp'), lossless=True)
-        path.unlink()
-    (root / 'train/class1/notes.txt').write_text('x')
-    with tarfile.open(root / 'train.tar', 'w') as tar:
-        tar.add(root / 'train', arcname='.')
-    expected = load_images(load(root).train, runs.SIZE)
-    shutil.rmtree(root / 'train')
-    data = load(root)
-    images = load_images(data.train, runs.SIZE)
-    assert torch.equal(images[0], expected[0]) and torch.equal(images[1], expected[1])
-    assert 'train: left out 1 no images by their ending, or of no class: notes.txt' in caplog.text
-    (root / 'train.tar').unlink()
-    with tarfile.open(root / 'train.tar', 'w') as tar:
-        tar.add(root / 'validation', arcname='.')
-        tar.add(root / 'validation/class0', arcname='.ipynb_checkpoints')
-    with pytest.raises(SFTeacherError, match=r'holds a hidden folder: .ipynb_checkpoints, which would be a class'):
-        load(root)
 
 
 def test_what_is_left_out_is_counted_and_named(root, caplog):
