@@ -159,17 +159,22 @@ class ImageFiles(ImageDataset):
                 image = in_mode(Image.open(file), self.input_img_mode)
         except UNREADABLE as error:
             name = self.filename(index)     # type: ignore[no-untyped-call]
-            raise SFTeacherError(f'image {name} of the dataset cannot be decoded '
-                                 f'({first_line(error)}): repair it or take it out') from error
+            raise undecodable(name, error) from error
         if self.transform is not None:
             image = self.transform(image)
         return image, int(label)
 
 
+def undecodable(name: str, error: Exception) -> SFTeacherError:
+    """An image that cannot be read, as an error that says what to do so that a run that has begun can go on."""
+    return SFTeacherError(f'image {name} of the dataset cannot be decoded ({first_line(error)}): repair it, or put '
+                          f'another of its class in its place under the same name; without it a run that has begun '
+                          f'cannot be resumed, and must start anew')
+
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """An image as RGB or grey (L) with 8 bits; 16 bits are scaled, where PIL would clip them to white."""
-    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):   # PGM's name there
         values = np.asarray(image).astype(np.float32) / 257
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     elif image.mode in ('I', 'F'):

@@ -84,8 +84,8 @@ def test_tars_hold_the_same_formats_and_say_what_they_leave_out(root, caplog):
     found = load(root)
     images = load_images(found.train, runs.SIZE)
     assert torch.equal(images[0], expected[0]) and torch.equal(images[1], expected[1])
-    assert ('train: left out 2 hidden: copy.webp, copy.webp; 1 in no folder of a class: copy.webp; 1 no images by their '
-            'ending: notes.txt') in caplog.text
+    assert ('train: left out 2 hidden: copy.webp, copy.webp; 1 in no folder of a class: copy.webp; '
+            '1 no images by their ending: notes.txt') in caplog.text
     assert found.train.filename(0) == 'class0/0.webp' and found.train.filename(0, basename=True) == '0.webp'
 
 
@@ -110,6 +110,6 @@ def test_a_tar_in_a_tar_is_a_folder(tmp_path):
 
 def test_a_tar_without_images_says_what_there_is(tmp_path):
     path = tar_of(tmp_path / 'a.tar', ('0.png', picture()), ('notes.txt', b'x'))
-    with pytest.raises(SFTeacherError, match=r'Found 0 images in .*a.tar \(1 in no folder of a class: 0.png; 1 no imag'):
+    with pytest.raises(SFTeacherError, match=r'Found 0 images in .*a.tar \(1 in no folder of a class: 0.png; 1 no im'):
         TarReader(path)
     assert TarReader(path, labels='none').samples == [('0.png', -1)]
