@@ -24,6 +24,9 @@ from .errors import SFTeacherError
 
 _MARKED = re.compile(r'\.(?P<name>.+)\.sf_teacher-[0-9a-f]{16}\.(?P<kind>tmp|old)')
 LITTLE = 2 ** 20      # bytes: a disk with less is full
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_OF_RUST = rf'os error ({errno.ENOSPC}|{errno.EDQUOT})\b'      # safetensors
+_TORCH_WRITER = 'PytorchStreamWriter|inline_container'
 _FAILURES = (OSError, RuntimeError, SafetensorError)     # of torch and safetensors, when a write fails
 
 
@@ -51,11 +54,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], advice: s
         os.replace(temporary, path)
         _sync(path.parent)
     except BaseException as error:
+        reason = _reason(error, path)
         if made:
             temporary.unlink(missing_ok=True)
         if isinstance(error, _FAILURES):
-            raise SFTeacherError(f'cannot write {path}: {_reason(error, path)}. What was there before is '
-                                 f'complete{advice}') from error
+            raise SFTeacherError(f'cannot write {path}: {reason}. What was there before is complete{advice}') from error
         raise
 
 
@@ -94,6 +97,7 @@ def written_at_once(target: Path, check: Callable[[], object] | None = None) -> 
             _move(temporary, target)
             _sync(target.parent)
     except BaseException as error:
+        reason = _reason(error, target)
         with undisturbed():
             if own:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -101,7 +105,7 @@ def written_at_once(target: Path, check: Callable[[], object] | None = None) -> 
                 for path in made:
                     path.rmdir()
         if isinstance(error, _FAILURES):
-            raise SFTeacherError(f'cannot write {target}: {_reason(error, target)}') from error
+            raise SFTeacherError(f'cannot write {target}: {reason}') from error
         raise
 
 
@@ -149,13 +153,19 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    """What went wrong, and that the disk is full if it is, which torch does not say."""
-    full = {errno.ENOSPC, errno.EDQUOT}
-    with suppress(OSError):
-        parent = next(p for p in path.absolute().parents if p.exists())
-        if getattr(error, 'errno', None) in full or shutil.disk_usage(parent).free < LITTLE:
-            return f'the disk is full ({error})'
-    return str(error)
+    """What went wrong, and that the disk is full if it is; while what was written is still there, which fills it."""
+    full = any(getattr(e, 'errno', None) in _FULL or re.search(_FULL_OF_RUST, str(e)) for e in _chain(error))
+    if not full and re.search(_TORCH_WRITER, str(error)):     # torch's writer does not say why it could not write
+        with suppress(OSError):
+            full = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free < LITTLE
+    return f'the disk is full ({error})' if full else str(error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it followed from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _temporary(target: Path, kind: str) -> Path:
@@ -176,7 +186,7 @@ def _move(temporary: Path, target: Path) -> None:
     except BaseException:
         os.replace(old, target)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)      # the new one is in place; `remove_leftovers` clears away the rest
 
 
 def _sync(path: Path) -> None:

@@ -84,6 +84,21 @@ def test_a_folder_is_there_at_once_or_not_at_all(tmp_path):
     assert names(target.parent) == ['folder'] and (target / 'file').read_text() == 'whole'
 
 
+def test_an_old_folder_that_cannot_be_removed_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder/file').write_text('old')
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('os.rmdir', refuse)
+    with written_at_once(tmp_path / 'folder') as temporary:
+        (temporary / 'file').write_text('new')
+    assert (tmp_path / 'folder/file').read_text() == 'new'
+    monkeypatch.undo()
+    remove_leftovers(tmp_path, 'folder')
+    assert names(tmp_path) == ['folder'] and (tmp_path / 'folder/file').read_text() == 'new'
+
+
 def test_a_link_where_a_folder_should_go_is_refused(tmp_path):
     (tmp_path / 'precious').mkdir()
     (tmp_path / 'precious' / 'file').write_text('mine')

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from ..errors import SettingError, SFTeacherError
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if Ctrl-C or SIGTERM stopped it.
     """
     real = argv is None
+    if isinstance(sys.stdout, TextIOWrapper):       # names of files need not be text that it can encode
+        sys.stdout.reconfigure(errors='backslashreplace')
     argv = sys.argv[1:] if argv is None else list(argv)
     parser, commands = parsers()
     if len(argv) == 0 or (len(argv) == 1 and argv[0] in commands):

@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> None:
 
     from ..exporting.card import portable_path
     from ..exporting.checkpoint import load_checkpoint
-    from ..exporting.exporter import TORCHDISTILL, export
+    from ..exporting.exporter import export
     from ..exporting.reload import ZOO, import_factory
+    from ..exporting.writer import TORCHDISTILL
 
     if (args.model is None) == (args.factory is None) or (args.model is not None and args.num_classes is None):
         raise SettingError('export needs --model with --num-classes for a model that timm builds by name, or '

@@ -6,7 +6,7 @@ EXAMPLE = 'sf-teacher push exported/resnet50 USER/resnet50-sft --dry-run'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', help='what export or train wrote')
+    parser.add_argument('folder', help='what export or train wrote, or the folder of a run')
     parser.add_argument('repo', help='USER/NAME or ORGANISATION/NAME; made if it does not exist')
     parser.add_argument('--private', action='store_true', help='make a new repository a private one')
     parser.add_argument(
@@ -15,13 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..exporting.exported import exported_folder
     from ..exporting.push import push
 
-    url = push(args.folder, args.repo, private=args.private, factory=args.factory, dry_run=args.dry_run)
+    folder = exported_folder(args.folder)
+    url = push(folder, args.repo, private=args.private, factory=args.factory, dry_run=args.dry_run)
     if args.dry_run:
-        print(f'{args.folder}: verified; it would be {url}')
+        print(f'{folder}: verified; it would be {url}')
     elif args.factory:
-        print(f'{args.folder}: verified and uploaded to {url}')
+        print(f'{folder}: verified and uploaded to {url}')
     else:
-        print(f'{args.folder}: verified and uploaded to {url}. Anybody who may read it loads it with\n\n'
+        print(f'{folder}: verified and uploaded to {url}. Anybody who may read it loads it with\n\n'
               f'    timm.create_model("hf-hub:{args.repo}", pretrained=True)')

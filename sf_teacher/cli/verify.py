@@ -7,7 +7,7 @@ EXAMPLE = 'sf-teacher verify runs/teacher/teacher'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', help='what export or train wrote')
+    parser.add_argument('folder', help='what export or train wrote, or the folder of a run')
     parser.add_argument(
         '--tolerance', type=float, default=1e-4, metavar='T',
         help='largest difference of logits allowed, as a fraction of the largest (default %(default)s; 0: bit-equal)')
@@ -17,13 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..exporting.exported import exported_folder
     from ..exporting.verify import verify
 
-    report = verify(args.folder, tolerance=args.tolerance, factory=args.factory)
+    folder = exported_folder(args.folder)
+    report = verify(folder, tolerance=args.tolerance, factory=args.factory)
     if args.json:
         print(json.dumps(report, indent=2))
         return
-    print(f"{args.folder}: {report['arch'] or report['factory']}, {report['num_classes']} classes")
+    print(f"{folder}: {report['arch'] or report['factory']}, {report['num_classes']} classes")
     shown = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
     print('  ' + ', '.join(f'{name} {report[name]}' for name in shown if report[name] is not None))
     for name, there in report['exported_with'].items():

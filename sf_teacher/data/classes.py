@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from typing import Any
+from unicodedata import normalize
 
 from ..errors import SFTeacherError
 from ..validation import setting
@@ -52,7 +53,14 @@ def check_same_classes(ours: list[str] | None, theirs: list[str] | None, whose: 
         raise SFTeacherError(f'{whose} has the classes of the data in another order: class {at} is {theirs[at]!r} '
                              f'there and {ours[at]!r} in the data; {remedy}')
     raise SFTeacherError(f'{whose} has other classes than the data: {listed(set(theirs) - set(ours))} against '
-                         f'{listed(set(ours) - set(theirs))}; {remedy}')
+                         f'{listed(set(ours) - set(theirs))}{look_alike(theirs, ours)}; {remedy}')
+
+
+def look_alike(first: Iterable[str], second: Iterable[str]) -> str:
+    """What to add where names differ and look the same, as between file systems that write accents in two ways."""
+    composed = [{normalize('NFC', name) for name in names} for names in (first, second)]
+    return ' (they look the same, and their accents are written in two ways of Unicode, NFC and NFD: rename one ' \
+           'side)' if composed[0] == composed[1] else ''
 
 
 def name_of(names: Any, label: int) -> str:

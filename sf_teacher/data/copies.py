@@ -7,10 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm.utils.misc import natural_key
-
 from ..errors import SFTeacherError
 from .image_files import FolderReader
+from .natural_order import natural_key
 
 _logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from ..errors import SettingError, SFTeacherError
 from ..validation import setting
-from .classes import class_names, in_order, listed, name_of
+from .classes import class_names, in_order, listed, look_alike, name_of
 from .copies import check_copies
 from .image_files import described
 from .opening import open_split
@@ -52,8 +52,8 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
         differ = sorted(set(names[0]) ^ set(names[1]))
         raise SFTeacherError(
             f'the classes of {config.train_split} ({len(names[0])}) and {config.val_split} ({len(names[1])}) differ, '
-            f'e.g. in {", ".join(differ[:3]) or "their order"}: labels would not mean the same. Add what is missing, '
-            f'or give {setting("class_map")}, a file with one class name a line')
+            f'e.g. in {", ".join(differ[:3]) or "their order"}{look_alike(*names)}: labels would not mean the same. '
+            f'Add what is missing, or give {setting("class_map")}, a file with one class name a line')
     found = [None if d is None else targets(d) for d in (train, validation)]
     if isinstance(names[0], dict) and names[0]:
         known = max(names[0].values()) + 1      # several names may mean one class
@@ -104,4 +104,4 @@ def targets(dataset: Any) -> np.ndarray | None:
     if getattr(reader, 'targets', None) is not None:
         return np.asarray(reader.targets)
     samples = getattr(reader, 'samples', None)
-    return np.array([label for _, label in samples]) if samples else None
+    return np.array([label for _, label in samples]) if samples is not None and len(samples) else None

@@ -1,32 +1,27 @@
-"""Image files in folders and tars: which there are, which are left out and why, and how one is decoded.
+"""Image files in folders: which there are, which are left out and why, and how one is decoded.
 
 timm's reader takes .png and .jpg only, follows loops of links, and makes a class of every folder, hidden ones too.
 """
 from __future__ import annotations
 
 import os
-import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data import ImageDataset
-from timm.data.readers import img_extensions
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from timm.utils.misc import natural_key
 
 from ..errors import SFTeacherError, first_line
+from .class_map import load_class_map
+from .natural_order import natural_key
 
 SUFFIXES = frozenset(('.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png',
                       '.pnm', '.ppm', '.tif', '.tiff', '.webp'))
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)      # what PIL raises
-LARGEST_TAR = 2 ** 31       # bytes; in a larger one the files that are left out are not counted
 
 Skipped = dict[str, list[str]]      # reasons, and the paths left out for each
 
@@ -98,28 +93,9 @@ class FolderReader(Reader):
         super().__init__()      # type: ignore[no-untyped-call]
         self.root = str(root)
         files, self.skipped = scan(root)
-        self.class_to_idx: dict[str, int] = {}
-        if labels == 'none':
-            self.samples = [(path, -1) for path in files]
-        else:
-            names = [os.path.basename(os.path.dirname(path)) for path in files]
-            loose = [path for path in files if os.path.dirname(path) == self.root]
-            if loose:
-                self.skipped['in no folder of a class'] = loose
-            outside = set(loose)
-            self.class_to_idx = load_class_map(class_map, str(root)) if class_map else {
-                name: i for i, name in enumerate(sorted(
-                    {n for n, p in zip(names, files, strict=True) if p not in outside}, key=natural_key))}
-            unmapped = [p for n, p in zip(names, files, strict=True) if p not in outside and n not in self.class_to_idx]
-            if unmapped:
-                self.skipped['of a class that the class map does not have'] = unmapped
-            outside.update(unmapped)
-            self.samples = [(path, self.class_to_idx[name]) for path, name in zip(files, names, strict=True)
-                            if path not in outside]
-        if not self.samples:
-            raise SFTeacherError(f'Found 0 images in {root}' + (f' ({described(self.skipped)})' if self.skipped else '')
-                                 + '; images end in ' + ', '.join(sorted(suffixes()))
-                                 + (' and lie in a folder for each class' if labels == 'one' else ''))
+        names = ['' if folder == self.root else os.path.basename(folder) for folder in map(os.path.dirname, files)]
+        self.class_to_idx, self.samples = labelled(files, names, root, class_map, labels, self.skipped)
+        check_found(self.samples, root, labels, self.skipped)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.samples[index]
@@ -133,32 +109,44 @@ class FolderReader(Reader):
         return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
 
 
-def tar_reader(path: Path, class_map: str = '') -> Any:
-    """timm's reader of a tar, for all images that PIL decodes; says what it left out as `skipped`."""
-    with suffixes_of_timm():
-        reader: Any = ReaderImageInTar(str(path), **({'class_map': class_map} if class_map else {}))
-    if found := [name for name in reader.class_name_to_idx if hidden(name) or not name]:
-        raise SFTeacherError(f'{path} holds {"a hidden folder" if found[0] else "images in no folder of a class"}'
-                             f'{": " * bool(found[0])}{found[0]}, which would be a class: make it without')
-    reader.skipped = {}
-    if path.is_file() and path.stat().st_size <= LARGEST_TAR:
-        with tarfile.open(path) as tar:
-            inside = [m.name for m in tar if m.isfile()]
-        read = {sample[0].name for sample in reader.samples}
-        if left := [name for name in inside if name not in read and not name.endswith('.tar')]:
-            reader.skipped['no images by their ending, or of no class'] = left
-    return reader
+def labelled(
+        files: Sequence[str],
+        names: Sequence[str],
+        root: Path,
+        class_map: str,
+        labels: str,
+        skipped: Skipped,
+) -> tuple[dict[str, int], list[tuple[str, int]]]:
+    """Labels by class, and the files with theirs; notes in `skipped` those that have none.
+
+    Args:
+        files: The files.
+        names: The class of each, or ``''`` for one in no folder.
+        root: Where they lie.
+        class_map: See `FolderReader`.
+        labels: The same.
+        skipped: What was left out before.
+    """
+    if labels == 'none':
+        return {}, [(file, -1) for file in files]
+    mapped = load_class_map(class_map, root) if class_map else {
+        name: i for i, name in enumerate(sorted({*names} - {''}, key=natural_key))}
+    pairs = list(zip(files, names, strict=True))
+    for reason, left in (
+        ('in no folder of a class', [file for file, name in pairs if not name]),
+        ('of a class that the class map does not have', [f for f, name in pairs if name and name not in mapped]),
+    ):
+        if left:
+            skipped[reason] = left
+    return mapped, [(file, mapped[name]) for file, name in pairs if name in mapped]
 
 
-@contextmanager
-def suffixes_of_timm() -> Iterator[None]:
-    """Let timm's readers take all images that PIL decodes."""
-    before = img_extensions.get_img_extensions()
-    img_extensions.set_img_extensions(sorted(suffixes()))
-    try:
-        yield
-    finally:
-        img_extensions.set_img_extensions(before)
+def check_found(samples: Sequence[Any], root: Path, labels: str, skipped: Skipped) -> None:
+    """Refuse a place without images."""
+    if not samples:
+        raise SFTeacherError(f'Found 0 images in {root}' + (f' ({described(skipped)})' if skipped else '')
+                             + '; images end in ' + ', '.join(sorted(suffixes()))
+                             + (' and lie in a folder for each class' if labels == 'one' else ''))
 
 
 class ImageFiles(ImageDataset):
@@ -171,17 +159,22 @@ class ImageFiles(ImageDataset):
                 image = in_mode(Image.open(file), self.input_img_mode)
         except UNREADABLE as error:
             name = self.filename(index)     # type: ignore[no-untyped-call]
-            raise SFTeacherError(f'image {name} of the dataset cannot be decoded '
-                                 f'({first_line(error)}): repair it or take it out') from error
+            raise undecodable(name, error) from error
         if self.transform is not None:
             image = self.transform(image)
         return image, int(label)
 
 
+def undecodable(name: str, error: Exception) -> SFTeacherError:
+    """An image that cannot be read, as an error that says what to do so that a run that has begun can go on."""
+    return SFTeacherError(f'image {name} of the dataset cannot be decoded ({first_line(error)}): repair it, or put '
+                          f'another of its class in its place under the same name; without it a run that has begun '
+                          f'cannot be resumed, and must start anew')
+
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """An image as RGB or grey (L) with 8 bits; 16 bits are scaled, where PIL would clip them to white."""
-    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):   # PGM's name there
         values = np.asarray(image).astype(np.float32) / 257
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     elif image.mode in ('I', 'F'):

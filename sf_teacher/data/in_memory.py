@@ -12,9 +12,9 @@ from PIL import Image
 from timm.data import ImageDataset, create_transform
 from timm.data.distributed_sampler import OrderedDistributedSampler
 
-from ..errors import SFTeacherError, first_line
+from ..errors import SFTeacherError
 from ..validation import setting
-from .image_files import UNREADABLE, in_mode
+from .image_files import UNREADABLE, in_mode, undecodable
 
 
 def load_images(
@@ -46,10 +46,11 @@ def load_images(
             image, label = _read(dataset, i)
             image = in_mode(image, 'RGB' if channels == 3 else 'L')
             pixels = _pixels(image) if image.size == (width, height) else transform(image)
+        except SFTeacherError:
+            raise
         except UNREADABLE as error:
             name = dataset.filename(i) if hasattr(dataset, 'filename') else f'number {i}'
-            raise SFTeacherError(f'image {name} of the dataset cannot be decoded ({first_line(error)}): repair it or '
-                                 f'take it out') from error
+            raise undecodable(name, error) from error
         images[i], labels[i] = torch.as_tensor(pixels), int(label)
     return images, labels
 

@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import SFTeacherError
 from ..validation import setting
-from .classes import listed
-from .image_files import FolderReader, ImageFiles, tar_reader
+from .class_map import load_class_map
+from .classes import class_names, listed
+from .image_files import FolderReader, ImageFiles
 from .settings import NO_SPLIT, DataConfig
+from .tar_files import TarReader
 
 _SYNONYMS = {'train': ('training',), 'validation': ('val', 'valid', 'eval', 'test')}
 
@@ -54,18 +59,34 @@ def open_split(config: DataConfig, is_training: bool, seed: int, channels: int) 
                              f'{setting("val_split")}')
     root = config.data or None
     try:
+        mapped = load_class_map(config.class_map, Path(config.data)) if config.class_map else None
         dataset = create_dataset(
             config.dataset, root=root, split=split,
-            class_map=config.class_map,     # type: ignore[arg-type]
+            class_map=mapped,       # type: ignore[arg-type]
             download=config.dataset_download, is_training=is_training, batch_size=config.batch_size, seed=seed,
             input_img_mode=mode)
         count = len(dataset)
     except Exception as error:      # readers raise whatever their libraries raise
         raise SFTeacherError(f'{config.dataset or root}, split {split}: no images can be read from it '
-                             f'({type(error).__name__}: {error})') from error
+                             f'({_reason(error)})') from error
     if not count and not isinstance(dataset, IterableDataset):
         raise SFTeacherError(f'{config.dataset or root}, split {split}, is empty')
+    if mapped is None:
+        _check_order(getattr(dataset, 'reader', None), config.dataset)
     return dataset
+
+
+def _check_order(reader: Any, source: str) -> None:
+    """Refuse class names of which timm's readers of files leave open which comes first."""
+    if not isinstance(reader, ReaderImageFolder | ReaderImageInTar):
+        return
+    first: dict[str, str] = {}
+    for name in sorted(map(str, class_names(reader))):
+        other = first.setdefault(str(natural_key(name)), name)
+        if other != name:
+            raise SFTeacherError(f'{source} has the classes {other!r} and {name!r}, which timm puts in another order '
+                                 f'in each process: leave out {setting("dataset", source)}, or give '
+                                 f'{setting("class_map")}, a file with one class name a line')
 
 
 def _open_files(config: DataConfig, root: Path, other: Path | None, mode: str) -> ImageFiles:
@@ -76,12 +97,15 @@ def _open_files(config: DataConfig, root: Path, other: Path | None, mode: str) -
         raise SFTeacherError(f'{setting("class_map", config.class_map)} is no file, here or in {root}: no images '
                              f'can be read from it without')
     try:
-        reader = (FolderReader if root.is_dir() else tar_reader)(root, config.class_map)
+        reader = (FolderReader if root.is_dir() else TarReader)(root, config.class_map)
     except Exception as error:      # tarfile, pickle and timm raise whatever they like
-        reason = str(error) if isinstance(error, SFTeacherError) else f'{type(error).__name__}: {error}'
         raise SFTeacherError(f'{root}, split {root.name.removesuffix(".tar")}: no images can be read from it '
-                             f'({reason})') from error
+                             f'({_reason(error)})') from error
     return ImageFiles(str(root), reader=reader, input_img_mode=mode)    # type: ignore[no-untyped-call]
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, SFTeacherError) else f'{type(error).__name__}: {error}'
 
 
 def check_apart(root: Path, other: Path) -> None:

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -15,9 +15,10 @@ from ..errors import SFTeacherError
 from ..validation import setting
 from .copies import check_copies
 from .datasets import Data
-from .image_files import FolderReader, ImageFiles, described, suffixes_of_timm
+from .image_files import FolderReader, ImageFiles, described
 from .opening import check_apart
 from .settings import DataConfig
+from .tar_files import TarReader
 
 UNLABELLED = -1     # the label of an image without one
 
@@ -94,18 +95,17 @@ def with_unlabelled(data: Data, config: DataConfig, source: str, channels: int) 
     if validation is not None:
         check_apart(root, Path(validation))
     if os.path.isdir(root):
-        reader: Any = FolderReader(root, labels='none')
+        reader: FolderReader | TarReader = FolderReader(root, labels='none')
     elif os.path.isfile(root) and root.suffix == '.tar':
         try:
-            with suffixes_of_timm():
-                reader = ReaderImageInTar(str(root))
-        except Exception as error:      # tarfile and timm raise whatever they like
+            reader = TarReader(root, labels='none')
+        except (tarfile.TarError, OSError) as error:
             raise SFTeacherError(f'no images can be read from {root} ({type(error).__name__}: {error})') from error
     else:
         raise SFTeacherError(f'{setting("unlabelled", source)} is neither a folder of images nor a .tar')
     check_copies(reader, getattr(data.validation, 'reader', None), 'unlabelled')
     images = ImageFiles(     # type: ignore[no-untyped-call]
         str(root), reader=reader, input_img_mode='RGB' if channels == 3 else 'L')
-    skipped = getattr(reader, 'skipped', {})
+    skipped = reader.skipped
     text = f'unlabelled: {len(images)} images' + (f'; left out {described(skipped)}' if skipped else '')
     return replace(data, train=WithUnlabelled(data.train, images), decoded={}, contents=[*data.contents, text])

@@ -15,8 +15,8 @@ from .verify import check_folder
 def exported_folder(folder: str) -> Path:
     """Where the exported files are: the folder itself or, if it is that of a run, the one in it."""
     path = Path(folder.removeprefix('local-dir:'))
-    of_run = path / 'teacher'
-    return of_run if not os.path.exists(path / 'config.json') and os.path.exists(of_run / 'config.json') else path
+    places = (path, path / 'teacher', path / 'student')
+    return next((place for place in places if os.path.exists(place / 'config.json')), path)
 
 
 def load_teacher(folder: str) -> nn.Module:

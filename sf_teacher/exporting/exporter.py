@@ -25,12 +25,11 @@ from .class_names import check_class_names, class_names_of
 from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO, sha256, versions
 from .torchvision_format import is_same, to_torchvision
 from .verify import run_check
-from .writer import README, check_place, find_place
+from .writer import README, TORCHDISTILL, check_place, find_place
 from .zoo_layout import check_layout
 
 _logger = logging.getLogger(__name__)
 
-TORCHDISTILL = 'torchdistill.yaml'
 FORMATS = ('timm', 'torchvision')
 
 

@@ -6,12 +6,8 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from ..errors import SFTeacherError, first_line
-from .exporter import TORCHDISTILL
-from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO
 from .verify import verify
-from .writer import README
-
-FILES = (README, CONFIG, WEIGHTS, TEACHER, TORCHVISION, PROBE, TORCHDISTILL, ZOO)
+from .writer import FILES
 
 
 def push(

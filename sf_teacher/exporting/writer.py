@@ -1,11 +1,13 @@
-"""Where an exported folder may be put."""
+"""What an exported folder holds, and where it may be put."""
 import os
 from pathlib import Path
 
 from ..errors import SFTeacherError
-from .reload import PROBE
+from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO
 
 README = 'README.md'
+TORCHDISTILL = 'torchdistill.yaml'
+FILES = (README, CONFIG, WEIGHTS, TEACHER, TORCHVISION, PROBE, TORCHDISTILL, ZOO)      # all that an export writes
 
 
 def find_place(folder: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -31,6 +33,9 @@ def check_place(target: Path, overwrite: bool) -> None:
         exists = target.exists()
     except OSError as e:    # a name that is too long
         raise SFTeacherError(f'cannot write {target}: {e}') from e
+    if around := [path for path in target.parents if (path / PROBE).is_file()]:
+        raise SFTeacherError(f'cannot write {target}: {around[0]} is an exported teacher, and its next export would '
+                             f'remove what lies in it; choose a place outside')
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise SFTeacherError(f'cannot write {target}: {parent} is not a folder that can be written to')
     if not exists:
@@ -43,3 +48,7 @@ def check_place(target: Path, overwrite: bool) -> None:
                                  f'earlier export')
         if not (target / PROBE).is_file():
             raise SFTeacherError(f'{target} is not an exported teacher (no {PROBE}), overwrite=True leaves it alone')
+        if foreign := sorted(p.name for p in target.iterdir() if p.name not in FILES or p.is_dir()):
+            raise SFTeacherError(f'{target} holds {", ".join(foreign[:3])}{" ..." if len(foreign) > 3 else ""}, which '
+                                 f'no export wrote: overwrite=True replaces an earlier export and nothing else, so '
+                                 f'move it elsewhere first')

@@ -26,6 +26,7 @@ def fit(
         eval_loader: Iterable[Any] | None,
         config: TrainConfig,
         on_epoch: Callable[[Row], None] | None = None,
+        on_start: Callable[[], object] | None = None,
 ) -> list[Row]:
     """Train a task.
 
@@ -37,6 +38,8 @@ def fit(
         config: Settings. With `output` the run is written there and can be resumed; without, nothing is written. Its
             `device` is not looked at: the task is where it is.
         on_epoch: Called on the first process after each epoch with the row of summary.csv.
+        on_start: Called on the first process before the first step, when everything has been checked and the folder
+            of the run, if any, is its own.
 
     Returns:
         The rows of summary.csv, one dict for each epoch, those of a resumed run included.
@@ -66,6 +69,8 @@ def fit(
             loop = Loop(task, train_loader, eval_loader, config, world, folder, stop)
             if folder is not None:
                 folder.start(config)
+            if on_start is not None and world.rank == 0:
+                on_start()
             return loop.run(on_epoch)
         finally:
             stop.patience = 0.

@@ -91,27 +91,38 @@ def _check_own(plan: Plan, name: str) -> None:
 
 
 def _check_images(plan: Plan) -> str:
-    """What a run notes of its images; a resumed one must have those that it was begun with."""
+    """What a run notes of its images; a resumed one must have those that it was begun with, all processes the same."""
     seen = '\n'.join([*plan.data.contents, f'fingerprint: {fingerprint(plan.data)}', ''])
+    for number, other in enumerate(World.current().gathered(seen)):
+        if other != seen:
+            here, there = _difference(seen, other)
+            raise SFTeacherError(f'process {number} has other images than this one ({there!r} there, {here!r} here): '
+                                 f'give all processes the same {setting("data", plan.config.data)}')
     noted = Path(plan.config.output) / IMAGES
     try:
-        before = noted.read_text(encoding='utf-8') if plan.config.resume else seen
+        before = noted.read_text(encoding='utf-8', errors='surrogateescape') if plan.config.resume else seen
     except FileNotFoundError:
         return seen
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SFTeacherError(f'{noted} cannot be read: {error}') from error
     if before != seen:
-        pairs = zip(before.splitlines(), seen.splitlines(), strict=False)
-        then, now = next(((a, b) for a, b in pairs if a != b), (before, seen))
+        then, now = _difference(before, seen)
         raise SFTeacherError(f'the run in {plan.config.output} was begun with other images ({then!r} then, {now!r} '
                              f'now): put back those that it had, or start anew in another output')
     return seen
 
 
-def _note(output: str, seen: str) -> None:
-    path = Path(output) / IMAGES
-    if not path.exists():
-        write_atomically(path, lambda file: file.write(seen.encode()))
+def _difference(first: str, second: str) -> tuple[str, str]:
+    """The first line of each that the other does not have."""
+    pairs = zip(first.splitlines(), second.splitlines(), strict=False)
+    return next(((a, b) for a, b in pairs if a != b), (first, second))
+
+
+def _note(config: TeacherRun | StudentRun, seen: str) -> None:
+    """Write down the images of a run that begins, in place of what another may have left in its folder."""
+    path = Path(config.output) / IMAGES
+    if not (config.resume and path.exists()):
+        write_atomically(path, lambda file: file.write(seen.encode(errors='surrogateescape')))
 
 
 def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
@@ -120,7 +131,7 @@ def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
     seen = _check_images(plan)
     _logger.info(header(plan))
     with signals() as stop:
-        rows = fit(plan.task, plan.train_loader, plan.eval_loader, config, lambda row: _note(config.output, seen))
+        rows = fit(plan.task, plan.train_loader, plan.eval_loader, config, on_start=lambda: _note(config, seen))
         if World.current().rank != 0:
             return rows, None
         stop.where = f'before the {name} was exported; {len(rows)} complete epochs are saved'

@@ -38,7 +38,7 @@ def less(place: Place):
     shutil.rmtree(copied(place) / 'validation/class1')
 
 
-CORRUPT = 'image class1/13.png of the dataset cannot be decoded .*repair it or take'
+CORRUPT = 'image class1/13.png of the dataset cannot be decoded .*repair it, or put another'
 FOLDERS = {
     'no image': (empty, 'no images can be read from it .*Found 0 images'),
     'a tar that is none': (no_tars, 'train.tar, split train: no images can be read from it .ReadError'),
@@ -79,6 +79,10 @@ OVERLAPS = [
     (dict(val_split='one-renamed'), '1 validation images are training images too, 1 under other names, e.g. .*other0'),
     (dict(val_split='hard'), '24 validation images are training images too'),
 ]
+MAPS = {
+    'a blank line': ('class0\n\nclass1\nclass2\nclass3\n', 'map.txt, line 2 is blank, which would be a class: give'),
+    'a line twice': ('class0\nclass1\nclass1\n', r"line 3 repeats 'class1' of line 2, which would shift the labels of"),
+}
 CHANNELS = {f'{n} channels': (
     lambda n=n: load_data(DataConfig(data='digits'), channels=n),
     f'input_size with {n} channels: images are read as grey') for n in (2, 4)}
@@ -92,6 +96,14 @@ UNLABELLED = [
     (dict(unlabelled='copied'), '6 validation images are unlabelled images too, 6 under other names'),
     (dict(unlabelled='{teacher}'), r'Found 0 images in .*no images by their ending'),
 ]
+
+
+def mapped(given, text, message):
+    def prepare(place):
+        copied(place)
+        (place.here / 'map.txt').write_text(text)
+    return Row('class_map', given, lambda place: load_data(DataConfig(data='data', class_map='map.txt')), message,
+               prepare=prepare)
 
 
 def without_labels(kwargs, message):
@@ -113,6 +125,7 @@ ROWS = [
       for given, (prepare, message) in FOLDERS.items()),
     *(Row('splits', str(splits), lambda place, splits=splits: load_data(DataConfig(data='data', **splits)), message,
           prepare=overlapping) for splits, message in OVERLAPS),
+    *(mapped(given, *row) for given, row in MAPS.items()),
     *rows('load_data', CHANNELS),
     *(without_labels(kwargs, message) for kwargs, message in UNLABELLED),
 ]

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import socket
-import tarfile
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -14,13 +14,16 @@ from PIL import Image
 
 from sf_teacher import SFTeacherError, cli, training
 from sf_teacher.data import copies
-from sf_teacher.data.classes import class_names
+from sf_teacher.data.classes import check_same_classes, class_names
 from sf_teacher.data.copies import find_copies
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.image_files import FolderReader, ImageFiles, in_mode, scan, suffixes
 from sf_teacher.data.in_memory import load_images
 from sf_teacher.data.loaders import create_loaders
 from sf_teacher.data.settings import DataConfig
+from sf_teacher.data.unlabelled import WithUnlabelled
+from sf_teacher.exporting.class_names import class_names_of
+from sf_teacher.exporting.exported import load_teacher
 from sf_teacher.training.settings import TrainConfig
 
 from ..training import training_runs as runs
@@ -44,27 +47,6 @@ def test_every_format_that_pillow_decodes_is_read(root):
     data = load(root)
     assert len(data.train) == len(data.validation) == 24
     assert torch.equal(load_images(data.train, runs.SIZE)[0], expected)
-
-
-def test_tars_hold_the_same_formats_and_say_what_they_leave_out(root, tmp_path, caplog):
-    for path in sorted((root / 'train').rglob('*.png'))[::2]:
-        Image.open(path).save(path.with_suffix('.webp'), lossless=True)
-        path.unlink()
-    (root / 'train/class1/notes.txt').write_text('x')
-    with tarfile.open(root / 'train.tar', 'w') as tar:
-        tar.add(root / 'train', arcname='.')
-    expected = load_images(load(root).train, runs.SIZE)
-    shutil.rmtree(root / 'train')
-    data = load(root)
-    images = load_images(data.train, runs.SIZE)
-    assert torch.equal(images[0], expected[0]) and torch.equal(images[1], expected[1])
-    assert 'train: left out 1 no images by their ending, or of no class: notes.txt' in caplog.text
-    (root / 'train.tar').unlink()
-    with tarfile.open(root / 'train.tar', 'w') as tar:
-        tar.add(root / 'validation', arcname='.')
-        tar.add(root / 'validation/class0', arcname='.ipynb_checkpoints')
-    with pytest.raises(SFTeacherError, match=r'holds a hidden folder: .ipynb_checkpoints, which would be a class'):
-        load(root)
 
 
 def test_what_is_left_out_is_counted_and_named(root, caplog):
@@ -198,6 +180,11 @@ def test_sixteen_bits_are_scaled_not_clipped(root):
     assert all(torch.equal(channel, expected) for channel in images[0])
     stream = load(root).train
     assert isinstance(stream, ImageFiles) and np.array_equal(np.asarray(stream[0][0])[..., 0], expected.numpy())
+    for largest in (65535, 4095):       # Pillow calls either mode I
+        scaled = (values * (largest / 65535)).round().astype('>u2')
+        (root / 'grey.pgm').write_bytes(b'P5 16 16 %d\n' % largest + scaled.tobytes())
+        found = np.asarray(in_mode(Image.open(root / 'grey.pgm'), 'L')).astype(int)
+        assert abs(found - expected.numpy().astype(int)).max() <= (largest == 4095)
     for image in (Image.new('F', (4, 4)), Image.new('I', (4, 4))):
         with pytest.raises(ValueError, match='numbers of 32 bits have no known range; store it with 8 or 16 bits'):
             in_mode(image, 'RGB')
@@ -228,7 +215,7 @@ def test_a_corrupt_image_is_named_when_it_is_met(workers, root, capfd):
     config = DataConfig(data=str(root), batch_size=8, workers=workers)
     loaders = create_loaders(load_data(config), config, TrainConfig(), runs.DATA_CONFIG, torch.device('cpu'))
     with pytest.raises(SFTeacherError, match=r'^image class\d/\d+.png of the dataset cannot be decoded \(.*\): repair '
-                                             r'it or take it out$'):
+                                             r'it, or put another .* under the same name; without it .* start anew$'):
         training.fit(runs.task('plain'), *loaders, runs.settings(epochs=1, mixup=0.))
 
 
@@ -247,6 +234,35 @@ def test_a_flat_folder_without_classes(root):
         FolderReader(root / 'train/class0')
     reader = FolderReader(root / 'train/class0', labels='none')
     assert len(reader) == 6 and reader[0][1] == -1
+
+
+def test_a_corrupt_image_among_those_without_labels_is_named_once(root):
+    data = load(root)
+    (root / 'train/class0/0.png').write_bytes(b'no image')
+    with pytest.raises(SFTeacherError) as caught:
+        load_images(WithUnlabelled(None, data.train), runs.SIZE)
+    assert str(caught.value).count('cannot be decoded') == 1
+
+
+def test_class_names_that_look_the_same_are_told_apart(root, tmp_path):
+    for split, form in (('train', 'NFC'), ('validation', 'NFD')):
+        (root / split / 'class1').rename(root / split / normalize(form, 'café'))
+    with pytest.raises(SFTeacherError, match=r'differ, e.g. in .*, .* \(they look the same, .* NFC and NFD: re'):
+        load(root)
+    with pytest.raises(SFTeacherError, match=r'of a has other classes .* \(they look the same, .*side\); give the'):
+        check_same_classes([normalize('NFC', 'é')], [normalize('NFD', 'é')], 'the teacher of a')
+
+
+def test_names_of_classes_and_files_that_are_no_utf8(root, tmp_path):
+    for split in ('train', 'validation'):
+        os.rename(root / split / 'class0', os.fsencode(root / split) + b'/caf\xe9')
+    image = next((root / 'train/class1').iterdir())
+    os.rename(image, os.fsencode(image.parent) + b'/na\xefve.png')
+    train = ['train', 'test_resnet', '--method', 'none', '--data', str(root), '--input-size', '3', '16', '16',
+             '--batch-size', '8', '--epochs', '1', '--device', 'cpu', '--in-memory', '--output', str(tmp_path / 'run')]
+    assert cli.main([*train, '--dry-run']) == cli.main(train) == cli.main([*train, '--resume']) == 0
+    assert b'(caf\xe9 6, class1 6, ' in (tmp_path / 'run/images.txt').read_bytes()
+    assert class_names_of(load_teacher(str(tmp_path / 'run')))[0] == os.fsdecode(b'caf\xe9')
 
 
 def test_formats_that_run_programs_or_hold_films_are_not_read():

@@ -65,6 +65,21 @@ def test_overwrite_spares_what_is_no_export(tmp_path):
     assert (tmp_path / 'home' / 'thesis.tex').read_text() == 'years of work'
 
 
+@pytest.mark.parametrize('foreign', ['notes.txt', 'run/checkpoint-00001.pt', 'teacher.pth/file'])
+def test_overwrite_spares_what_was_put_beside_an_export(foreign, broken):
+    path = broken / foreign
+    if path.parent != broken:
+        path.parent.unlink(missing_ok=True)
+        path.parent.mkdir()
+    path.write_text('mine')
+    name = foreign.split('/')[0]
+    with pytest.raises(SFTeacherError, match=rf'teacher holds {name}, which no export wrote: .* move it elsewhere'):
+        export(build(), broken, overwrite=True)
+    with pytest.raises(SFTeacherError, match=r'run/teacher: .*teacher is an exported teacher, .* choose a place'):
+        export(build(), broken / 'run/teacher')
+    assert path.read_text() == 'mine'
+
+
 def test_empty_folder_is_used(tmp_path):
     (tmp_path / 'teacher').mkdir()
     assert load(export(build(), tmp_path / 'teacher')).num_classes == 7

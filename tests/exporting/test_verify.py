@@ -38,6 +38,15 @@ def test_verify_shows_both_versions(broken, capsys):
     assert 'interpolation bilinear, crop_pct 0.95' in out
 
 
+@pytest.mark.parametrize('name', ['teacher', 'student'])
+def test_what_a_run_exported_is_found_in_its_folder(name, folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / 'run' / name)
+    for place in ('run', f'run/{name}'):
+        assert cli.main(['verify', str(tmp_path / place)]) == 0
+        assert f'{tmp_path}/run/{name}: test_resnet, 7 classes' in capsys.readouterr().out
+    assert cli.main(['push', str(tmp_path / 'run'), 'alice/teacher', '--dry-run']) == 0
+
+
 @pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'teacher.pth', 'probe.safetensors'])
 def test_verify_missing_file(name, broken):
     (broken / name).unlink()

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from timm.task import ClassificationTask
 from torch.utils.data import ConcatDataset, DataLoader, SubsetRandomSampler
 
@@ -82,9 +83,23 @@ def test_a_full_disk_says_so(tmp_path, monkeypatch):
 
     with pytest.raises(SFTeacherError, match=r'cannot write .*: the disk is full \(.*No space left'):
         files.write_atomically(tmp_path / 'x', fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-    with pytest.raises(SFTeacherError, match=r'cannot write .*: odd'):
-        files.write_atomically(tmp_path / 'x', fail(RuntimeError('odd')))
-    monkeypatch.setattr(files.shutil, 'disk_usage', lambda path: type('', (), {'free': 0}))
+    with pytest.raises(SFTeacherError, match=r'cannot write .*: the disk is full \(Error while'):
+        files.write_atomically(tmp_path / 'x', fail(SafetensorError(
+            'Error while serializing: I/O error: No space left on device (os error 28)')))
+
+    def wrapped(file):
+        try:
+            raise OSError(errno.EDQUOT, 'quota')
+        except OSError:
+            raise RuntimeError('unexpected position') from None
+    with pytest.raises(SFTeacherError, match=r'cannot write .*: the disk is full \(unexpected position'):
+        files.write_atomically(tmp_path / 'x', wrapped)
+    def usage(path):        # what was written so far fills the disk, and is gone afterwards
+        return type('', (), {'free': 0 if any(path.iterdir()) else 9e9})
+    monkeypatch.setattr(files.shutil, 'disk_usage', usage)
+    for error in (RuntimeError('odd'), FileNotFoundError(errno.ENOENT, 'no such file')):
+        with pytest.raises(SFTeacherError, match=r'cannot write .*x: (odd|\[Errno 2\] no such file)'):
+            files.write_atomically(tmp_path / 'x', fail(error))
     with pytest.raises(SFTeacherError, match=r'the disk is full \(PytorchStreamWriter failed'):
         files.write_atomically(tmp_path / 'x', fail(RuntimeError('PytorchStreamWriter failed writing file')))
     with pytest.raises(SFTeacherError, match=r'the disk is full \(PytorchStreamWriter failed'), \

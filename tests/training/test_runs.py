@@ -17,6 +17,7 @@ from PIL import Image
 import sf_teacher
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.training import fit
+from sf_teacher.training.interruption import World
 from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.runs import train_teacher
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
@@ -151,3 +152,33 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path):
     image.with_name('other.png').rename(image)
     rows, _ = train_teacher(resumed)
     assert len(rows) == 1 and (tmp_path / 'run/images.txt').read_text() == noted
+
+
+def test_the_images_are_noted_before_the_first_step(tmp_path):
+    """A validation image that cannot be decoded ends the first epoch; what is repaired goes on, other images do not."""
+    data = runs.folder(tmp_path / 'data')
+    config = TeacherRun(teacher='test_resnet', method='none', data=str(data), input_size=runs.SIZE, batch_size=8,
+                        epochs=1, workers=0, device='cpu', output=str(tmp_path / 'run'))
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/images.txt').write_text('of another run')
+    broken = sorted((data / 'validation').glob('class3/*'))[-1]
+    content = broken.read_bytes()
+    broken.write_bytes(b'')
+    with pytest.raises(SFTeacherError, match=r'cannot be decoded .*: repair it, or put another .* under the same'):
+        train_teacher(config)
+    image = next((data / 'train').glob('class1/*'))
+    image.rename(image.with_name('other.png'))
+    with pytest.raises(SFTeacherError, match=r"was begun with other images \('fingerprint"):
+        train_teacher(replace(config, resume=True))
+    image.with_name('other.png').rename(image)
+    broken.write_bytes(content)
+    assert len(train_teacher(replace(config, resume=True))[0]) == 1
+
+
+def test_processes_that_read_other_images_do_not_train_together(tmp_path, monkeypatch):
+    data = runs.folder(tmp_path / 'data')
+    monkeypatch.setattr(World, 'gathered', lambda self, value: [value, value.replace('class2 6', 'class2 5')])
+    with pytest.raises(SFTeacherError, match=r"process 1 has other images than this one \('train: .*class2 5.*' there"):
+        train_teacher(TeacherRun(teacher='test_resnet', method='none', data=str(data), input_size=runs.SIZE,
+                                 in_memory=True, batch_size=8, device='cpu', output=str(tmp_path / 'run')))
+    assert not (tmp_path / 'run').exists()
