@@ -266,6 +266,10 @@ def test_export_is_a_plain_teacher_with_a_card(tmp_path):
     (dict(folder='new', model_args={'f': print}), 'model_args'),
     (dict(folder='new', metadata={'f': print}), 'metadata'),
     (dict(folder='new', format='onnx'), "format is one of 'timm', 'torchvision', got 'onnx'"),
+    (dict(folder='new', format='torchvision'), 'test_resnet cannot be exported in torchvision.s format'),
+    (dict(folder='new', factory='not importable!'), "factory='not importable!' cannot be imported"),
+    (dict(folder='new', factory=lambda: None), 'factory=.*lambda.*cannot be imported'),
+    (dict(folder='another', layout='mdistiller', factory='torch.nn:Linear'), 'is not in the cifar_model_dict'),
 ])
 def test_what_the_export_would_refuse_is_refused_before_the_training(tmp_path, kwargs, match):
     task = make()
