@@ -28,6 +28,13 @@ def check_model(model: nn.Module, role: str) -> None:
     if isinstance(model, DataParallel | DistributedDataParallel) or hasattr(model, '_orig_mod'):
         raise SFTeacherError(f'{what} is already wrapped: pass the plain model (model.module or model._orig_mod), then '
                              f'use task.compile() and task.prepare_distributed()')
+    if hasattr(model, 'module'):
+        raise SFTeacherError(f'{what} has an attribute `module`, which timm takes for the model inside of a wrapper: '
+                             f'its checkpoints would hold that part alone. If it is a wrapper, pass model.module, else '
+                             f'call this part otherwise, e.g. `net`')
+    if role == 'student' and (compiled := [n for n, m in model.named_modules() if hasattr(m, '_orig_mod')]):
+        raise SFTeacherError(f'{what} is compiled in part, and is cut and copied part by part: pass it with the plain '
+                             f'{compiled[0]} (student.{compiled[0]}._orig_mod in its place), then use task.compile()')
     if hasattr(model, 'trainable_module') or (hasattr(model, 'branches') and hasattr(model, 'teacher')):
         raise SFTeacherError(f'{what} is a task already: pass the plain model, task.teacher')
     if isinstance(model, torch.jit.ScriptModule):

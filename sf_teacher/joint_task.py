@@ -27,7 +27,9 @@ class JointTask(TrainingTask):
     def join(self, model: nn.Module, extra: nn.Module | None) -> None:
         """Make the module that is trained; to be called once, at the end of a constructor."""
         if extra is not None:
-            extra.to(self.device, self.dtype).train(model.training)
+            # not .to(), which makes complex numbers real
+            extra._apply(lambda t: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype))
+            extra.train(model.training)
         self.progress = Progress()
         self.trainable_module: Any = JointModel(model, extra, self.method, self.progress, self.num_classes)
         self.training = self.trainable_module.training = model.training

@@ -65,7 +65,7 @@ class StudentFriendlyTask(JointTask):
             verbose: bool = True,
     ) -> None:
         check_model(model, 'teacher')
-        like = next(model.parameters())
+        like = next((p for p in model.parameters() if p.is_floating_point()), next(model.parameters()))
         check_placement(model, device, dtype)
         if not any(p.requires_grad for p in model.parameters()):
             _logger.warning('Teacher %s is frozen (requires_grad is off): it will not be trained, only its branches. '

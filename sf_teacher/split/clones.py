@@ -18,7 +18,7 @@ from ..errors import SFTeacherError
 Model = TypeVar('Model', bound=nn.Module)
 
 
-def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None) -> Model:
+def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None, hooks: bool = False) -> Model:
     """A copy of a model, in eval mode and without forward hooks, that holds `weights`; by default copies of its own.
 
     Whatever is tried on the copy (hooks, caches that a forward fills, counters that it advances) leaves no trace on the
@@ -28,8 +28,10 @@ def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None) ->
         SFTeacherError: The model cannot be copied.
     """
     weights = weights or copied_weights(model)
-    memo = without_hooks(model) | {id(b): weights[n] for n, b in model.named_buffers()}
-    memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
+    memo: dict[int, Any] = {} if hooks else without_hooks(model)
+    memo |= {id(b): weights[n] for n, b in model.named_buffers()}
+    memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point() or p.is_complex())
+             for n, p in model.named_parameters()}
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
