@@ -49,6 +49,10 @@ class JointTask(TrainingTask):
         self.progress.epoch, self.progress.epochs = epoch, epochs
         self.method.set_epoch(self.joint.extra, self.progress)
 
+    def run(self, *inputs: torch.Tensor) -> Any:
+        """Plain model and the method's module in one forward, see `JointModel`."""
+        return self.trainable_module(*inputs)
+
     def losses(
             self,
             input: torch.Tensor,
@@ -57,7 +61,7 @@ class JointTask(TrainingTask):
             index: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """One forward: ``"loss"``, ``"output"`` (logits [B, K]), ``"branch_output"`` (by name), and every term."""
-        logits, maps, output = self.trainable_module(input, *(() if reference is None else (reference,)))
+        logits, maps, output = self.run(input, *(() if reference is None else (reference,)))
         step: Step = self.joint.step(input, logits, maps, output, target, self.criterion, reference, index)
         terms = self.method.terms(step)
         loss = weighted_sum(terms, self.method.weights(self.progress))

@@ -130,18 +130,24 @@ class StudentFriendlyTask(JointTask):
             raise SFTeacherError(f'{type(self.method).__name__} needs to know which images of the data set a batch '
                                  f'holds: call task(images, targets, index) with their numbers [B]; a loader that '
                                  f'does not tell them cannot be used with this method')
+        return self.losses(input, target, index=index)
+
+    def run(self, *inputs: torch.Tensor) -> Any:
+        """As the base class does; a failure for images of another size than the task was made for says so."""
+        size = tuple(inputs[0].shape[1:])
         try:
-            return self.losses(input, target, index=index)
+            return super().run(*inputs)
+        except (SFTeacherError, torch.OutOfMemoryError):
+            raise
         except (RuntimeError, AssertionError, ValueError) as error:
             if 'more than 1 value per channel' in str(error):
                 raise SFTeacherError(f'batch norm cannot train with batch size 1 on a map of 1x1 ({error}): use larger '
                                      f'batches (drop_last=True), larger images or earlier `boundaries`') from error
-            if tuple(input.shape[1:]) == self.input_size:
+            if size == self.input_size:
                 raise
             raise SFTeacherError(
-                f'images of size {tuple(input.shape[1:])} do not fit: teacher and branches were built for '
-                f'input_size={self.input_size} ({type(error).__name__}: {error}). Resize the images or give this '
-                f'size as `input_size`.') from error
+                f'images of size {size} do not fit: teacher and branches were built for input_size={self.input_size} '
+                f'({type(error).__name__}: {error}). Resize the images or give this size as `input_size`.') from error
 
     def export(
             self,

@@ -201,6 +201,27 @@ def test_another_image_size_where_both_admit_it():
     assert losses['loss'].isfinite()
 
 
+class OutOfMemory(nn.Conv2d):
+    def forward(self, x):
+        if x.shape[-1] > 64:
+            raise torch.OutOfMemoryError('out of memory')
+        return super().forward(x)
+
+
+def test_an_error_that_is_not_of_the_size_stays_what_it_is_on_images_of_another_size():
+    images, labels = torch.randn(2, 3, 96, 96), torch.tensor([1, 2])
+    with pytest.raises(sf_teacher.SFTeacherError, match=r'^SFTN\(kl_ramp=0.5\) needs to know the epochs'):
+        make(method=SFTN(kl_ramp=0.5))(images, labels)
+    task = make()
+    task.criterion = nn.BCEWithLogitsLoss()
+    with pytest.raises(ValueError, match=r'^Target size'):
+        task(images, labels)
+    teacher = timm.create_model('test_resnet', num_classes=10)
+    teacher.conv1 = nn.Sequential(OutOfMemory(3, teacher.conv1[0].out_channels, 3, 2, 1), *list(teacher.conv1)[1:])
+    with pytest.raises(torch.OutOfMemoryError, match=r'^out of memory'):
+        make(teacher)(images, labels)
+
+
 def test_gradient_checkpointing_on_the_teacher():
     task, other = make('test_vit', input_size=(3, 160, 160)), make('test_vit', input_size=(3, 160, 160))
     other.teacher.set_grad_checkpointing(True)
