@@ -40,6 +40,10 @@ SETTINGS = {
     'SFTN reduction': (lambda: SFTN(reduction='max'), r"SFTN\(reduction='max'\): reduction must be one of mean, sum"),
     'SFTN ramp 2': (lambda: SFTN(kl_ramp=2.), r'kl_ramp=2.0\): kl_ramp must be a finite number >= 0 and <= 1'),
     'SFTN ramp without CE': (lambda: SFTN(kl_ramp=0.5, ce_weight=0.), r'kl_ramp must be 0 where ce_weight is'),
+    **{f'{method.__name__} that trains no classifier, {options}': (
+        partial(method, teacher_weight=0., **options),
+        r'teacher_weight=0.0\): teacher_weight must be above 0 where kl_weight is 0 or detach_teacher_logits is set')
+       for method in (SFTN, GTN) for options in ({}, dict(detach_teacher_logits=False, kl_weight=0.))},
     'AID temperature 0': (lambda: AID(temperature=0), r'AID\(temperature=0\): temperature must be a finite number > 0'),
     'LoT temperature -1': (lambda: LoT(temperature=-1), r'LoT\(temperature=-1\): temperature must be a finite number'),
     'a setting misspelled': (lambda: make_method('sftn', {'kl_wieght': 1.}),
