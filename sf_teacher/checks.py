@@ -96,6 +96,14 @@ def logits_of(model: nn.Module, output: Any) -> torch.Tensor:
                          f'aux_logits=False), or return the logits alone')
 
 
+def check_classes(student: nn.Module, classes: int, num_classes: int) -> None:
+    """Refuse a student with other classes than the teacher."""
+    if classes != num_classes:
+        raise SFTeacherError(f'student {type(student).__name__} has {classes} classes and the teacher {num_classes}: '
+                             f'build both with the same num_classes, e.g. wrap(..., num_classes={num_classes}), or '
+                             f'give one that was trained on the same data')
+
+
 def shown(name: object) -> str:
     """What a user gave, for a message: readable, and not longer than a line."""
     return _SHORT.repr(name)

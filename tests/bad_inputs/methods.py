@@ -21,6 +21,7 @@ from tests.methods import test_teskd as teskd
 from tests.methods.test_methods import make
 from tests.methods.test_registry import define
 
+from .models import Closure, with_hook
 from .row import rows
 
 SETTINGS = {
@@ -109,7 +110,7 @@ STUDENTS = {
     'AID without a student': (lambda: aided(trained()), r'AID needs one trained student, got 0: wrap\('),
     'AID with two students': (lambda: aided(trained(), [trained()] * 2), r'AID needs one trained student, got 2'),
     'AID and another number of classes': (lambda: aided(trained(), aid.model('test_resnet', 1, 7)),
-        r'student ResNet has 7 classes and the teacher 5: give one that was trained on the same data'),
+        r'student ResNet has 7 classes and the teacher 5: .*, or give one that was trained on the same data'),
     'AID with a teacher by name': (lambda: aided('test_resnet', trained(), num_classes=5),
                                    r"AID needs a trained teacher, and 'test_resnet' would have random weights"),
     'AID and another size': (lambda: aided(trained(), timm.create_model('vit_tiny_patch16_224', num_classes=5)),
@@ -117,6 +118,15 @@ STUDENTS = {
     'LoT without a student': (lambda: lotted(lot.model('test_resnet', 0)), r'LoT needs a student: wrap\('),
     'LoT and another number of classes': (lambda: lotted(lot.model('test_resnet', 0), lot.model('test_resnet', 1, 7)),
         r'student ResNet has 7 classes and the teacher 5: build both with the same num_classes'),
+    'LoT with a frozen student': (
+        lambda: lotted(lot.model('test_resnet', 0), lot.model('test_resnet', 1).requires_grad_(False)),
+        r'student ResNet is frozen .*, and LoT trains its students: call student.requires_grad_\(\) first'),
+    **{f'{method} with a student that {kind}': (
+        lambda method=method, build=build: sf_teacher.wrap(
+            timm.create_model('test_resnet', num_classes=10), build(), method=method, input_size=(3, 32, 32)), message)
+       for method in ('lot', 'aid') for kind, build, message in (
+           ('is a closure', Closure, r'a copy of Closure computes with weights that are not its own'),
+           ('has a hook', with_hook, r"forward hooks of Plain \(at 'head'\) change its logits"))},
     'LoT with boundaries': (lambda: lotted(lot.model('test_resnet', 0), 'test_resnet', boundaries=['layer1']),
                             r'LoT attaches nothing at boundaries'),
 }
