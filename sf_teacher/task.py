@@ -212,7 +212,15 @@ class StudentFriendlyTask(JointTask):
         return self.teacher
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> StudentFriendlyTask:
-        """Wrap teacher and branches in DistributedDataParallel."""
+        """Wrap teacher and branches in DistributedDataParallel; after `compile` where there is one.
+
+        Args:
+            device_ids: As in DistributedDataParallel, e.g. ``[local_rank]``; leave it out on the CPU.
+            **ddp_kwargs: Further arguments of DistributedDataParallel.
+
+        Returns:
+            The task itself.
+        """
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
@@ -222,7 +230,18 @@ class StudentFriendlyTask(JointTask):
             mode: str | None = None,
             **compile_kwargs: Any,
     ) -> nn.Module:
-        """Compile teacher and branches for training, and the plain teacher for evaluation."""
+        """Compile teacher and branches for training, and the plain teacher for evaluation.
+
+        Call it before `prepare_distributed`, as with every task of timm.
+
+        Args:
+            backend: As in `torch.compile`.
+            mode: As in `torch.compile`.
+            **compile_kwargs: Further arguments of `torch.compile`.
+
+        Returns:
+            The compiled teacher, which shares its weights with the task's.
+        """
         compiled: Any = torch.compile(self.teacher, backend=backend, mode=mode, **compile_kwargs)
         self.eval_model = compiled
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
