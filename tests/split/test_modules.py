@@ -1,6 +1,7 @@
 """Models that timm did not build, by module paths; and what is refused, with its message."""
 import copy
 import random
+import threading
 
 import numpy
 import pytest
@@ -304,9 +305,20 @@ def test_extra_state_of_a_student_is_kept(tmp_path):
     assert set(weights) == {'head.weight', 'head.bias'}
 
 
+class Watch:
+    """No copy can be made of it."""
+
+    def __init__(self):
+        self.seen, self.lock = [], threading.Lock()
+
+    def look(self, module, args, output):
+        self.seen.append(1)
+
+
 def test_a_hook_that_only_looks_is_no_obstacle_on_a_student():
-    student, seen = Plain(), []
-    student.head.register_forward_hook(lambda *args: seen.append(1))
+    student, watch = Plain(), Watch()
+    student.head.register_forward_hook(watch.look)
+    seen = watch.seen
     task = sf_teacher.wrap(Plain(), student, boundaries=[('second', 'second')], input_size=SIZE)
     called = len(seen)
     check_step(task, SIZE)
