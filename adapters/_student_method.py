@@ -1,5 +1,6 @@
 """Methods of the student's phase inside torchdistill: the frozen teacher and the module trained on its logits."""
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torchdistill.models.util import wrap_if_distributed
 from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
 from sf_teacher import SFTeacherError
+from sf_teacher.files import write_atomically
 from sf_teacher.methods.base import Context, Method, Progress, Step
 from sf_teacher.methods.registry import configured
 
@@ -148,7 +150,8 @@ class Teacher4StudentMethod(AuxiliaryModelWrapper):
         self._sums, self._steps = torch.zeros(2), 0
         if self.ckpt_file_path is not None and is_main_process():
             make_parent_dirs(self.ckpt_file_path)
-            torch.save({'model': self.extra.state_dict()}, self.ckpt_file_path)
+            whole = {'model': self.extra.state_dict()}
+            write_atomically(Path(self.ckpt_file_path), lambda file: torch.save(whole, file))
 
     def _load(self, path: str) -> None:
         try:

@@ -74,9 +74,9 @@ class TeacherExport:
     """The exported folder: written at the last epoch, at each best one, or after every epoch.
 
     Args:
-        arguments: Those of `sf_teacher.export.export`, ``folder`` among them.
+        arguments: Those of `sf_teacher.export`, ``folder`` among them.
         task: Whose teacher is exported.
-        metadata: For the model card.
+        metadata: For the model card, beside what `arguments` have of it.
         best_ckpt: See `Teacher4Method`.
         num_epochs: See `Teacher4Method`.
         whose: The wrapper, for messages.
@@ -95,7 +95,7 @@ class TeacherExport:
             whose: str,
     ) -> None:
         self.arguments = {'input_size': task.input_size, **arguments}
-        self.metadata, self.best_ckpt, self.num_epochs = metadata, best_ckpt, num_epochs
+        self.best_ckpt, self.num_epochs = best_ckpt, num_epochs
         self._best_seen = _stamp(best_ckpt)
         if 'folder' not in arguments:
             raise SFTeacherError(f'{whose}, `export`: `folder` is missing, got {", ".join(arguments)}')
@@ -103,12 +103,13 @@ class TeacherExport:
             task.check_export(**self.arguments)
         except (SFTeacherError, TypeError) as error:      # the latter for an argument that export does not have
             raise SFTeacherError(f'{whose}, `export`: {error}') from error
+        self.arguments['metadata'] = {**metadata, **(self.arguments.get('metadata') or {})}
 
     def after_epoch(self, teacher: nn.Module, epoch: int) -> None:
         """Export the teacher if this epoch's is due."""
         if not self._is_due(epoch):
             return
-        folder = sf_teacher.export(teacher, metadata=self.metadata, **self.arguments)
+        folder = sf_teacher.export(teacher, **self.arguments)
         self.arguments['overwrite'] = True    # from now on it is this run's own
         logger.info(f'Exported the teacher of epoch {epoch} to {folder}')
 

@@ -42,7 +42,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         input_size: [C, H, W] of the images; by default what the teacher was made for.
         student_kwargs: Arguments of ``timm.create_model`` for the students.
         ckpt_file_path: Checkpoint of the branches, to resume a run: loaded if it exists, written after every epoch.
-        export: Arguments of `sf_teacher.export.export`, ``folder`` among them: where the plain teacher goes, and the
+        export: Arguments of `sf_teacher.export`, ``folder`` among them: where the plain teacher goes, and the
             ``mean`` and ``std`` of this config's images. By default nothing is exported.
         best_ckpt: Export only when torchdistill has just written this file (its ``dst_ckpt``), i.e. the best epoch.
         num_epochs: Export only after this many epochs. With neither, each epoch's teacher replaces the one before.

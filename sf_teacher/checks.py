@@ -28,6 +28,13 @@ def check_model(model: nn.Module, role: str) -> None:
     if isinstance(model, DataParallel | DistributedDataParallel) or hasattr(model, '_orig_mod'):
         raise SFTeacherError(f'{what} is already wrapped: pass the plain model (model.module or model._orig_mod), then '
                              f'use task.compile() and task.prepare_distributed()')
+    if hasattr(model, 'module'):
+        raise SFTeacherError(f'{what} has an attribute `module`, which timm takes for the model inside of a wrapper: '
+                             f'its checkpoints would hold that part alone. If it is a wrapper, pass model.module, else '
+                             f'call this part otherwise, e.g. `net`')
+    if role == 'student' and (compiled := [n for n, m in model.named_modules() if hasattr(m, '_orig_mod')]):
+        raise SFTeacherError(f'{what} is compiled in part, and is cut and copied part by part: pass it with the plain '
+                             f'{compiled[0]} (student.{compiled[0]}._orig_mod in its place), then use task.compile()')
     if hasattr(model, 'trainable_module') or (hasattr(model, 'branches') and hasattr(model, 'teacher')):
         raise SFTeacherError(f'{what} is a task already: pass the plain model, task.teacher')
     if isinstance(model, torch.jit.ScriptModule):
@@ -87,6 +94,14 @@ def logits_of(model: nn.Module, output: Any) -> torch.Tensor:
     raise SFTeacherError(f'{type(model).__name__} must return logits [B, K], one tensor; it returns {found} in '
                          f'{"train" if model.training else "eval"} mode. Switch further heads off (e.g. '
                          f'aux_logits=False), or return the logits alone')
+
+
+def check_classes(student: nn.Module, classes: int, num_classes: int) -> None:
+    """Refuse a student with other classes than the teacher."""
+    if classes != num_classes:
+        raise SFTeacherError(f'student {type(student).__name__} has {classes} classes and the teacher {num_classes}: '
+                             f'build both with the same num_classes, e.g. wrap(..., num_classes={num_classes}), or '
+                             f'give one that was trained on the same data')
 
 
 def shown(name: object) -> str:

@@ -41,13 +41,14 @@ def step_cost(
         loss: Callable[[torch.Tensor], torch.Tensor],
         batch: int = 2,
 ) -> dict[str, float]:
-    """FLOPs and kept activations of one training step, per image; in train mode, so at a batch size of 2.
+    """FLOPs and kept activations of one training step, per image, in the mode that the model is in.
 
     Args:
-        model: What is trained, on the meta device where it allows that; it is left as it was.
+        model: What is trained, on the meta device where it allows that; its weights, statistics and modes are left as
+            they were, its gradients are not kept.
         size: (C, H, W).
         loss: From images to the loss that is minimised.
-        batch: Images in the step.
+        batch: Images in the step; batch norm in train mode needs more than one.
     """
     modes = [(m, m.training) for m in model.modules()]
     device = next(model.parameters()).device

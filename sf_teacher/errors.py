@@ -3,7 +3,11 @@ from __future__ import annotations
 
 
 class SFTeacherError(ValueError):
-    """Something given to sf_teacher cannot work; nothing was changed, written or trained."""
+    """Something given to sf_teacher cannot work.
+
+    What can be told from the arguments is refused before anything is changed, written or trained; a failure that shows
+    only later, such as a full disk, leaves what was there complete.
+    """
 
 
 class SettingError(SFTeacherError):

@@ -18,6 +18,8 @@ from .split.selection import Boundaries
 from .task import StudentFriendlyTask
 from .validation import like_it
 
+_WEIGHTS = ('model.safetensors', 'pytorch_model.bin', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
+
 
 def wrap(
         teacher: str | nn.Module,
@@ -131,7 +133,8 @@ def create_model(
         kwargs['pretrained'] = ':' in name      # random weights under the name of a folder are what nobody wants
     if input_size is not None and input_size[0] != 3:
         kwargs.setdefault('in_chans', input_size[0])
-    if kwargs['pretrained'] and not name.lower().startswith(LOCAL):
+    elsewhere = kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}     # weights of the user's
+    if kwargs['pretrained'] and not elsewhere and not name.lower().startswith(LOCAL):
         _check_download(name, role)
     try:
         if input_size is not None and 'img_size' not in kwargs and ':' not in name:
@@ -146,10 +149,12 @@ def create_model(
 def _check_download(name: str, role: str) -> None:
     """Notice within seconds that pretrained weights cannot be had; the hub's client tries for a minute."""
     cfg = None if ':' in name else timm.get_pretrained_cfg(name)
-    repository = name.partition(':')[2].partition('@')[0] if cfg is None else cfg.hf_hub_id
+    repository, _, revision = (name.partition(':')[2] if cfg is None else cfg.hf_hub_id or '').partition('@')
+    files = [n for n in (*_WEIGHTS, cfg and cfg.hf_hub_filename) if n]
     source = constants.ENDPOINT if cfg is None or repository else str(cfg.url)
     try:
-        if not repository or not isinstance(try_to_load_from_cache(repository, 'model.safetensors'), str):
+        if not repository or not any(
+                isinstance(try_to_load_from_cache(repository, n, revision=revision or None), str) for n in files):
             get_session().head(source, timeout=5)
     except Exception as error:      # of whichever library the hub's client uses
         raise SFTeacherError(

@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 
 
+def at_least_single(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 where they are in half precision, whose logarithms are too coarse to subtract."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
 def kl_divergence(
         teacher: torch.Tensor,
         branch: torch.Tensor,
@@ -21,8 +26,7 @@ def kl_divergence(
         temperature: tau.
         direction: ``"teacher||branch"``, sum p_T log(p_T / p_b), or ``"branch||teacher"``.
     """
-    p = F.log_softmax(teacher / temperature, dim=-1)
-    q = F.log_softmax(branch / temperature, dim=-1)
+    p, q = (F.log_softmax(at_least_single(z) / temperature, dim=-1) for z in (teacher, branch))
     if direction == 'branch||teacher':
         p, q = q, p
     return temperature ** 2 * F.kl_div(q, p, reduction='batchmean', log_target=True)
@@ -38,7 +42,7 @@ def entropy(logits: torch.Tensor, temperature: float = 1.) -> torch.Tensor:
     Returns:
         [...].
     """
-    log_p = F.log_softmax(logits / temperature, dim=-1)
+    log_p = F.log_softmax(at_least_single(logits) / temperature, dim=-1)
     return -(log_p.exp() * log_p).sum(-1).mean(-1)
 
 

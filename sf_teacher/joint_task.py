@@ -27,7 +27,9 @@ class JointTask(TrainingTask):
     def join(self, model: nn.Module, extra: nn.Module | None) -> None:
         """Make the module that is trained; to be called once, at the end of a constructor."""
         if extra is not None:
-            extra.to(self.device, self.dtype).train(model.training)
+            # not .to(), which makes complex numbers real
+            extra._apply(lambda t: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype))
+            extra.train(model.training)
         self.progress = Progress()
         self.trainable_module: Any = JointModel(model, extra, self.method, self.progress, self.num_classes)
         self.training = self.trainable_module.training = model.training
@@ -47,6 +49,10 @@ class JointTask(TrainingTask):
         self.progress.epoch, self.progress.epochs = epoch, epochs
         self.method.set_epoch(self.joint.extra, self.progress)
 
+    def run(self, *inputs: torch.Tensor) -> Any:
+        """Plain model and the method's module in one forward, see `JointModel`."""
+        return self.trainable_module(*inputs)
+
     def losses(
             self,
             input: torch.Tensor,
@@ -55,7 +61,7 @@ class JointTask(TrainingTask):
             index: torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """One forward: ``"loss"``, ``"output"`` (logits [B, K]), ``"branch_output"`` (by name), and every term."""
-        logits, maps, output = self.trainable_module(input, *(() if reference is None else (reference,)))
+        logits, maps, output = self.run(input, *(() if reference is None else (reference,)))
         step: Step = self.joint.step(input, logits, maps, output, target, self.criterion, reference, index)
         terms = self.method.terms(step)
         loss = weighted_sum(terms, self.method.weights(self.progress))

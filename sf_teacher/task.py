@@ -65,7 +65,7 @@ class StudentFriendlyTask(JointTask):
             verbose: bool = True,
     ) -> None:
         check_model(model, 'teacher')
-        like = next(model.parameters())
+        like = next((p for p in model.parameters() if p.is_floating_point()), next(model.parameters()))
         check_placement(model, device, dtype)
         if not any(p.requires_grad for p in model.parameters()):
             _logger.warning('Teacher %s is frozen (requires_grad is off): it will not be trained, only its branches. '
@@ -130,18 +130,24 @@ class StudentFriendlyTask(JointTask):
             raise SFTeacherError(f'{type(self.method).__name__} needs to know which images of the data set a batch '
                                  f'holds: call task(images, targets, index) with their numbers [B]; a loader that '
                                  f'does not tell them cannot be used with this method')
+        return self.losses(input, target, index=index)
+
+    def run(self, *inputs: torch.Tensor) -> Any:
+        """As the base class does; a failure for images of another size than the task was made for says so."""
+        size = tuple(inputs[0].shape[1:])
         try:
-            return self.losses(input, target, index=index)
+            return super().run(*inputs)
+        except (SFTeacherError, torch.OutOfMemoryError):
+            raise
         except (RuntimeError, AssertionError, ValueError) as error:
             if 'more than 1 value per channel' in str(error):
                 raise SFTeacherError(f'batch norm cannot train with batch size 1 on a map of 1x1 ({error}): use larger '
                                      f'batches (drop_last=True), larger images or earlier `boundaries`') from error
-            if tuple(input.shape[1:]) == self.input_size:
+            if size == self.input_size:
                 raise
             raise SFTeacherError(
-                f'images of size {tuple(input.shape[1:])} do not fit: teacher and branches were built for '
-                f'input_size={self.input_size} ({type(error).__name__}: {error}). Resize the images or give this '
-                f'size as `input_size`.') from error
+                f'images of size {size} do not fit: teacher and branches were built for input_size={self.input_size} '
+                f'({type(error).__name__}: {error}). Resize the images or give this size as `input_size`.') from error
 
     def export(
             self,
@@ -206,7 +212,15 @@ class StudentFriendlyTask(JointTask):
         return self.teacher
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> StudentFriendlyTask:
-        """Wrap teacher and branches in DistributedDataParallel."""
+        """Wrap teacher and branches in DistributedDataParallel; after `compile` where there is one.
+
+        Args:
+            device_ids: As in DistributedDataParallel, e.g. ``[local_rank]``; leave it out on the CPU.
+            **ddp_kwargs: Further arguments of DistributedDataParallel.
+
+        Returns:
+            The task itself.
+        """
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
@@ -216,7 +230,18 @@ class StudentFriendlyTask(JointTask):
             mode: str | None = None,
             **compile_kwargs: Any,
     ) -> nn.Module:
-        """Compile teacher and branches for training, and the plain teacher for evaluation."""
+        """Compile teacher and branches for training, and the plain teacher for evaluation.
+
+        Call it before `prepare_distributed`, as with every task of timm.
+
+        Args:
+            backend: As in `torch.compile`.
+            mode: As in `torch.compile`.
+            **compile_kwargs: Further arguments of `torch.compile`.
+
+        Returns:
+            The compiled teacher, which shares its weights with the task's.
+        """
         compiled: Any = torch.compile(self.teacher, backend=backend, mode=mode, **compile_kwargs)
         self.eval_model = compiled
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)

@@ -201,6 +201,27 @@ def test_another_image_size_where_both_admit_it():
     assert losses['loss'].isfinite()
 
 
+class OutOfMemory(nn.Conv2d):
+    def forward(self, x):
+        if x.shape[-1] > 64:
+            raise torch.OutOfMemoryError('out of memory')
+        return super().forward(x)
+
+
+def test_an_error_that_is_not_of_the_size_stays_what_it_is_on_images_of_another_size():
+    images, labels = torch.randn(2, 3, 96, 96), torch.tensor([1, 2])
+    with pytest.raises(sf_teacher.SFTeacherError, match=r'^SFTN\(kl_ramp=0.5\) needs to know the epochs'):
+        make(method=SFTN(kl_ramp=0.5))(images, labels)
+    task = make()
+    task.criterion = nn.BCEWithLogitsLoss()
+    with pytest.raises(ValueError, match=r'^Target size'):
+        task(images, labels)
+    teacher = timm.create_model('test_resnet', num_classes=10)
+    teacher.conv1 = nn.Sequential(OutOfMemory(3, teacher.conv1[0].out_channels, 3, 2, 1), *list(teacher.conv1)[1:])
+    with pytest.raises(torch.OutOfMemoryError, match=r'^out of memory'):
+        make(teacher)(images, labels)
+
+
 def test_gradient_checkpointing_on_the_teacher():
     task, other = make('test_vit', input_size=(3, 160, 160)), make('test_vit', input_size=(3, 160, 160))
     other.teacher.set_grad_checkpointing(True)
@@ -266,6 +287,10 @@ def test_export_is_a_plain_teacher_with_a_card(tmp_path):
     (dict(folder='new', model_args={'f': print}), 'model_args'),
     (dict(folder='new', metadata={'f': print}), 'metadata'),
     (dict(folder='new', format='onnx'), "format is one of 'timm', 'torchvision', got 'onnx'"),
+    (dict(folder='new', format='torchvision'), 'test_resnet cannot be exported in torchvision.s format'),
+    (dict(folder='new', factory='not importable!'), "factory='not importable!' cannot be imported"),
+    (dict(folder='new', factory=lambda: None), 'factory=.*lambda.*cannot be imported'),
+    (dict(folder='another', layout='mdistiller', factory='torch.nn:Linear'), 'is not in the cifar_model_dict'),
 ])
 def test_what_the_export_would_refuse_is_refused_before_the_training(tmp_path, kwargs, match):
     task = make()

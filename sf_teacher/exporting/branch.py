@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from ..files import written_at_once
@@ -28,7 +29,8 @@ def export_branch(
         folder: Where to.
     """
     target = find_place(folder, overwrite=False)
-    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()
+             if isinstance(t, torch.Tensor)}      # not extra state
     notes = {
         'student': name_of(model),
         'boundary': list(boundary),

@@ -11,26 +11,19 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from timm.task import TrainingTask
-from timm.utils import unwrap_model
 from torch import nn
 
 from ..errors import SFTeacherError
 from ..files import written_at_once
-from ..version import __version__
-from . import json_values, normalise
-from .architecture import check_factory_arguments, factory_path, identify, name_of, restore_constants
+from .architecture import name_of
 from .card import model_card, portable_path, torchdistill_snippet
-from .class_names import check_class_names, class_names_of
-from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO, sha256, versions
-from .torchvision_format import is_same, to_torchvision
+from .prepare import prepare
+from .reload import CONFIG, PROBE, TEACHER, TORCHVISION, WEIGHTS, ZOO, sha256
+from .torchvision_format import is_same
 from .verify import run_check
-from .writer import README, TORCHDISTILL, check_place, find_place
-from .zoo_layout import check_layout
+from .writer import README, TORCHDISTILL, check_place
 
 _logger = logging.getLogger(__name__)
-
-FORMATS = ('timm', 'torchvision')
 
 
 def export(
@@ -87,97 +80,41 @@ def export(
     Raises:
         SFTeacherError: The teacher or the place is not fit for it; nothing was written or changed.
     """
-    if format not in FORMATS:
-        raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
-    target = find_place(folder, overwrite)
-    notes, args = json_values.metadata(metadata), json_values.primitives('model_args', model_args)
-    if isinstance(model, TrainingTask):
-        raise SFTeacherError(f'export takes the plain model and this is a {type(model).__name__}: call task.export('
-                             f'folder), or pass task.get_eval_model()')
-    model = unwrap_model(model)
-    teacher = normalise.plain_copy(model)
-    arch = None
-    if factory is None:
-        arch, args = identify(teacher, args)
-        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.state_dict().values()):
-            restore_constants(teacher, arch, args)
-    else:
-        factory = factory_path(factory)
-        check_factory_arguments(args)
-    if layout is not None:
-        check_layout(layout, factory, target)
-    data_config = normalise.data_config(teacher, input_size, mean, std)
-    inputs, logits = normalise.probe(teacher, data_config['input_size'])
-    names = class_names_of(teacher) if class_names is None \
-        else check_class_names(class_names, logits.shape[1])
-    facts: dict[str, Any] = {
-        'arch': arch,
-        'factory': factory,
-        'model_args': args,
-        'num_classes': logits.shape[1],
-        'class_names': names,
-        **data_config,
-        'sf_teacher_version': __version__,
-        'versions': versions(),
-    }
+    made = prepare(model, folder, input_size=input_size, mean=mean, std=std, model_args=model_args, factory=factory,
+                   class_names=class_names, metadata=metadata, overwrite=overwrite, format=format, layout=layout)
+    target, teacher, facts = made.target, made.teacher, made.facts
+    arch: str | None = facts['arch']
+    path: str | None = facts['factory']
     name, state = name_of(teacher), teacher.state_dict()
-    theirs = to_torchvision(name, state, inputs, logits) if format == 'torchvision' else None
     with written_at_once(target, partial(check_place, target, overwrite)) as temporary:
-        _write(temporary, teacher, facts, notes)
-        if theirs is not None:
-            torch.save({'model': theirs, **facts}, temporary / TORCHVISION)
+        _write(temporary, teacher, facts, made.notes)
+        if made.theirs is not None:
+            torch.save({'model': made.theirs, **facts}, temporary / TORCHVISION)
         if layout is not None:
             shutil.copyfile(temporary / TEACHER, temporary / ZOO)
-        _write_probe(temporary, inputs, logits, facts)
-        (temporary / README).write_text(model_card(target.name, facts, notes), encoding='utf-8')
+        _write_probe(temporary, made.inputs, made.logits, facts)
+        (temporary / README).write_text(model_card(target.name, facts, made.notes), encoding='utf-8')
         if arch is not None:
-            same = TEACHER if is_same(arch, state, inputs, logits) else None
-            snippet = torchdistill_snippet(
-                arch, facts['num_classes'], portable_path(target), same or (None if theirs is None else TORCHVISION),
-            )
+            theirs = TEACHER if is_same(arch, state, made.inputs, made.logits) else \
+                TORCHVISION if made.theirs is not None else None
+            snippet = torchdistill_snippet(arch, facts['num_classes'], portable_path(target), theirs)
             (temporary / TORCHDISTILL).write_text(snippet, encoding='utf-8')
-        report = run_check(temporary, 0.0, factory, torch.get_num_threads())
+        report = run_check(temporary, 0.0, path, torch.get_num_threads())
         if not report['ok']:
-            raise SFTeacherError(_refusal(name, report, factory))
-    _logger.info('Exported %s to %s', arch or factory, target)
+            raise SFTeacherError(_refusal(name, report, path))
+    _logger.info('Exported %s to %s', arch or path, target)
     return target
 
 
-def check_export(
-        model: nn.Module,
-        folder: str | os.PathLike[str],
-        *,
-        input_size: Sequence[int] | None = None,
-        mean: Sequence[float] | float | None = None,
-        std: Sequence[float] | float | None = None,
-        model_args: Mapping[str, Any] | None = None,
-        factory: str | Callable[..., nn.Module] | None = None,
-        class_names: Sequence[str] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
-        format: str = 'timm',
-        layout: str | None = None,
-) -> None:
-    """Refuse before the training what `export` with these arguments would refuse after it; nothing is run or written.
+def check_export(model: nn.Module, folder: str | os.PathLike[str], **arguments: Any) -> None:
+    """Refuse before the training what `export` with these arguments would refuse after it; nothing is written.
+
+    A few images run through a copy of the model, as they do in `export`; no other process is started.
 
     Raises:
-        SFTeacherError: The place, an argument or the architecture is not fit for it.
+        SFTeacherError: The model, the place or an argument is not fit for it.
     """
-    if format not in FORMATS:
-        raise SFTeacherError(f'format is one of {", ".join(map(repr, FORMATS))}, got {format!r}')
-    find_place(folder, overwrite)
-    teacher = normalise.plain_copy(unwrap_model(model))
-    json_values.primitives('metadata', metadata)
-    args = json_values.primitives('model_args', model_args)
-    if factory is None:
-        identify(teacher, args)
-    else:
-        check_factory_arguments(args)
-    if class_names is not None:
-        check_class_names(class_names, getattr(teacher, 'num_classes', len(class_names)))
-    if layout is not None:
-        check_layout(layout, factory and factory_path(factory), Path(folder))
-    normalise.data_config(teacher, input_size, mean, std)
+    prepare(model, folder, **arguments)
 
 
 def _write(folder: Path, teacher: nn.Module, facts: dict[str, Any], notes: dict[str, Any]) -> None:

@@ -9,7 +9,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from ..checks import check_size, logits_of
 from ..errors import SFTeacherError
@@ -27,8 +31,22 @@ _HOOKS = (
 )
 
 
+_WRAPPED_AS = {     # known by their type: a model of one's own may have a child of the same name
+    ModelEma: 'ema', ModelEmaV2: 'module', ModelEmaV3: 'module', AveragedModel: 'module', DataParallel: 'module',
+    DistributedDataParallel: 'module', OptimizedModule: '_orig_mod',
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of averaging, compilation and data parallelism."""
+    for kind, name in _WRAPPED_AS.items():
+        if isinstance(model, kind):
+            return unwrapped(getattr(model, name))
+    return model
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, in float32 on the CPU, contiguous, without hooks; its state_dict shares no memory.
+    """A copy in eval mode, in float32 on the CPU, contiguous, without users' hooks; its state_dict shares no memory.
 
     Raises:
         SFTeacherError: A float64 weight does not survive float32, or the model cannot be copied.
@@ -42,6 +60,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
         )
     # what deepcopy finds in its memo it takes as copied: the hooks' owners are never touched, gradients stay behind
     memo: dict[int, Any] = {id(getattr(m, name)): OrderedDict() for m in model.modules() for name in _HOOKS}
+    memo |= {id(m._forward_pre_hooks): OrderedDict(     # those of the old weight_norm and spectral_norm make the weight
+        (i, hook) for i, hook in m._forward_pre_hooks.items() if type(hook).__module__.startswith('torch.nn.utils.'))
+        for m in model.modules()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise SFTeacherError(f'{name} is on the meta device: the model has no weights to export')

@@ -44,6 +44,10 @@ class BranchMethod(Method):
         self._require(not self.kl_ramp or self.ce_weight > 0, 'kl_ramp',
                       '0 where ce_weight is, as the branches would have no gradient in the first epoch')
 
+        self._require(self.teacher_weight > 0 or (self.kl_weight > 0 and not self.detach_teacher_logits),
+                      'teacher_weight', "above 0 where kl_weight is 0 or detach_teacher_logits is set, as nothing else "
+                      "trains the teacher's classifier")
+
     @property
     def active(self) -> bool:
         return bool(self.ce_weight or self.kl_weight)

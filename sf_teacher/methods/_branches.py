@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import check_classes
 from ..errors import SFTeacherError
 from ..split.boundaries import Boundary
 from ..split.pairing import default_boundaries, pair_boundaries, pick_boundary
@@ -163,11 +164,7 @@ def _student_branches(
         found, trace = student_boundaries(student, context.input_size, [str(m) for m in modules])
         pairs = list(zip(chosen, found, strict=True))
     tails = [Tail(student, s.split, trace) for _, s in pairs if s.split]
-    if trace.logits[0].shape[-1] != context.num_classes:
-        raise SFTeacherError(
-            f'student {type(student).__name__} has {trace.logits[0].shape[-1]} classes and the teacher '
-            f'{context.num_classes}: build both with the same num_classes, e.g. wrap(..., '
-            f'num_classes={context.num_classes})')
+    check_classes(student, trace.logits[0].shape[-1], context.num_classes)
     check_tails(trace, tails)
     if not any(p.requires_grad for tail in tails for p in tail.parameters()):
         _logger.warning('Student %s is frozen (requires_grad is off): of its branches only the transforms will be '

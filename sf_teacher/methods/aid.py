@@ -1,7 +1,6 @@
 """AID: a trained teacher is fine-tuned towards the predictions of a trained student."""
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..checks import logits_of
 from ..errors import SFTeacherError
 from ..functional import kl_divergence
 from ..split.boundaries import Size
-from ..split.selection import count_classes
+from ..split.whole import copy_whole
 from ..validation import option
 from .base import Context, Method, Progress, Step
 from .registry import register_method
@@ -94,11 +94,7 @@ class FrozenStudent(nn.Module):
 
     def __init__(self, teacher: nn.Module, student: nn.Module, num_classes: int, input_size: Size) -> None:
         super().__init__()
-        classes = count_classes(student, input_size)
-        if classes != num_classes:
-            raise SFTeacherError(f'student {type(student).__name__} has {classes} classes and the teacher '
-                                 f'{num_classes}: give one that was trained on the same data')
-        self.student = copy.deepcopy(student).requires_grad_(False)
+        self.student = copy_whole(student, input_size, num_classes).requires_grad_(False)
         scale, shift = _renormalisation(teacher, student)
         self.register_buffer('scale', scale, persistent=False)
         self.register_buffer('shift', shift, persistent=False)
@@ -111,7 +107,7 @@ class FrozenStudent(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
-        return self.student(images)
+        return logits_of(self.student, self.student(images))
 
     def describe(self) -> list[str]:
         converted = '' if self.scale is None else ', whose images have a mean and standard deviation of their own'

@@ -43,7 +43,7 @@ class Context:
         students: Student models that the user gave; copy what you keep of them.
         boundaries: Boundaries that the user named, or None.
         input_size: (C, H, W).
-        num_classes: K, where it is known already.
+        known_classes: K, where it is known already; else `num_classes` measures it.
     """
     model: nn.Module
     students: Sequence[nn.Module]

@@ -1,7 +1,6 @@
 """LoT: the teacher learns together with whole students, and is rewarded for what they find easy to imitate."""
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,9 +8,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from ..checks import logits_of
 from ..errors import SFTeacherError
 from ..functional import kl_divergence
-from ..split.selection import count_classes
+from ..split.clones import keep_in_eval, norms_in_eval
+from ..split.whole import copy_whole
 from ..validation import option
 from .base import Context, Method, Progress, Step
 from .registry import register_method
@@ -78,7 +79,7 @@ class WholeStudents(nn.Module):
         context: Teacher and students.
 
     Raises:
-        SFTeacherError: There is no student, one does not run on these images, or has other classes.
+        SFTeacherError: There is no student, one is frozen, does not run on these images, or has other classes.
 
     Shape:
         - input: images [B, C, H, W].
@@ -90,14 +91,22 @@ class WholeStudents(nn.Module):
         if not context.students:
             raise SFTeacherError('LoT needs a student: wrap(teacher, "resnet18", method="lot"), a name or a module')
         for student in context.students:
-            classes = count_classes(student, context.input_size)
-            if classes != context.num_classes:
-                raise SFTeacherError(f'student {type(student).__name__} has {classes} classes and the teacher '
-                                     f'{context.num_classes}: build both with the same num_classes')
-        self.students = nn.ModuleList(copy.deepcopy(s).requires_grad_() for s in context.students)
+            if not any(p.requires_grad for p in student.parameters()):
+                raise SFTeacherError(f'student {type(student).__name__} is frozen (requires_grad is off), and LoT '
+                                     f'trains its students: call student.requires_grad_() first')
+        self.students = nn.ModuleList(
+            copy_whole(s, context.input_size, context.num_classes) for s in context.students)
+        self.norms_in_eval = [norms_in_eval(s) for s in context.students]
+
+    def train(self, mode: bool = True) -> WholeStudents:
+        """As `nn.Module.train`; batch norms that were in eval mode when a student was in train mode stay in it."""
+        super().train(mode)
+        for student, names in zip(self.students, self.norms_in_eval, strict=True):
+            keep_in_eval(student, names)
+        return self
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {f'student{i}': student(images) for i, student in enumerate(self.students)}
+        return {f'student{i}': logits_of(student, student(images)) for i, student in enumerate(self.students)}
 
     def describe(self) -> list[str]:
         return [f'student{i}: {type(student).__name__}, whole' for i, student in enumerate(self.students)]

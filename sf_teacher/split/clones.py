@@ -18,8 +18,9 @@ from ..errors import SFTeacherError
 Model = TypeVar('Model', bound=nn.Module)
 
 
-def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None) -> Model:
-    """A copy of a model, in eval mode and without forward hooks, that holds `weights`; by default copies of its own.
+def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None, hooks: bool = False) -> Model:
+    """A copy of a model, in eval mode and, but for `hooks`, without forward hooks, that holds `weights`; by default
+    copies of its own.
 
     Whatever is tried on the copy (hooks, caches that a forward fills, counters that it advances) leaves no trace on the
     model, as long as `weights` are not the model's own tensors.
@@ -28,8 +29,10 @@ def clone_model(model: Model, weights: dict[str, torch.Tensor] | None = None) ->
         SFTeacherError: The model cannot be copied.
     """
     weights = weights or copied_weights(model)
-    memo = without_hooks(model) | {id(b): weights[n] for n, b in model.named_buffers()}
-    memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point()) for n, p in model.named_parameters()}
+    memo = hooks_as_they_are(model) if hooks else without_hooks(model)
+    memo |= {id(b): weights[n] for n, b in model.named_buffers()}
+    memo |= {id(p): nn.Parameter(weights[n], p.is_floating_point() or p.is_complex())
+             for n, p in model.named_parameters()}
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
@@ -73,6 +76,14 @@ def without_hooks(model: nn.Module) -> dict[int, Any]:
     """
     return {id(d): OrderedDict() for m in model.modules() for d in vars(m).values()
             if type(d) is OrderedDict and (not d or d is m._forward_hooks or d is m._backward_hooks)}
+
+
+def hooks_as_they_are(model: nn.Module) -> dict[int, Any]:
+    """For the memo of ``copy.deepcopy``: forward hooks that are not copied, as they may belong to anything; methods of
+    the model itself are."""
+    own = {id(m) for m in model.modules()}
+    return {id(hook): hook for m in model.modules() for hook in m._forward_hooks.values()
+            if id(getattr(hook, '__self__', None)) not in own}
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

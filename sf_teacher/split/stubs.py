@@ -1,5 +1,6 @@
 """Emptied modules that answer as they once did, so that a student's own forward runs without its front part."""
 import functools
+import types
 from collections.abc import Sequence, Set
 from typing import Any
 
@@ -64,16 +65,38 @@ def _answer(state: TailState, output: Any, *args: Any, **kwargs: Any) -> Any:
     return tree_map(answer, output)
 
 
+class _Left(types.SimpleNamespace):
+    """What stays readable of a weight or a module that is no longer there."""
+
+    def __deepcopy__(self, memo: Any) -> '_Left':
+        return self
+
+
+def _left_of(module: nn.Module) -> _Left:
+    """Plain attributes of a module, shapes and dtypes of its weights, and the same of its submodules."""
+    plain = {name: value for name, value in vars(module).items()
+             if not name.startswith('_') and isinstance(value, str | int | float | tuple | None)}
+    return _Left(**plain, **_shapes(module), **{name: _left_of(child) for name, child in module.named_children()})
+
+
+def _shapes(module: nn.Module) -> dict[str, _Left]:
+    return {name: _Left(shape=p.shape, ndim=p.ndim, dtype=p.dtype)
+            for name, p in module._parameters.items() if p is not None}
+
+
 def _clear(module: nn.Module, kept: Sequence[str] = ()) -> None:
-    """Empty a module in place, so that its plain attributes (patch sizes, grids) stay readable; submodules at the
-    paths `kept` stay, as empty as the module."""
+    """Empty a module in place, so that its plain attributes (patch sizes, grids) and the shapes and dtypes of its
+    weights stay readable; submodules at the paths `kept` stay, as empty as the module."""
+    shapes = _shapes(module)
     module._parameters.clear()
     module._buffers.clear()
+    vars(module).update(shapes)
     for name, child in list(module.named_children()):
         if any(f'{path}.'.startswith(f'{name}.') for path in kept):
             _clear(child, [path.removeprefix(f'{name}.') for path in kept if path.startswith(f'{name}.')])
         else:
             del module._modules[name]
+            vars(module)[name] = _left_of(child)
 
 
 def stub(model: nn.Module, name: str, call: Call, trace: Trace, state: TailState, features: Set[Any]) -> None:

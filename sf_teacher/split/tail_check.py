@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..checks import logits_of
-from ..errors import BoundaryError
+from ..errors import BoundaryError, SFTeacherError
 from .clones import (
     ShapesOnly,
     calibrate_batch_norm,
@@ -36,12 +36,34 @@ def check_tails(trace: Trace, tails: list[Tail]) -> None:
         BoundaryError: A tail fails or gives other logits, or the logits do not depend on the image.
     """
     with preserved_rng(trace.model):
+        check_hooks(trace.model, trace.input_size)
         for size in dict.fromkeys((_small_size(trace), trace.input_size)):
             with suppress(Exception):   # not at this size or precision: the last comparison says what is wrong
                 small = size != trace.input_size
                 at = Trace(trace.model, size, {m for t in tails for m in t.boundary}) if small else trace
                 return _compare(at, tails, torch.float32, rtol=0., sensitivity=1e-3)
         _compare(trace, tails, torch.float64, rtol=1e-9, sensitivity=1e-6)
+
+
+def check_hooks(model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Refuse a model whose forward hooks change its logits: copies of it have none.
+
+    Raises:
+        SFTeacherError: Names a module with such a hook.
+    """
+    hooked_modules = [name for name, m in model.named_modules() if m._forward_hooks]
+    if not hooked_modules:
+        return
+    images = dummy_image(model, input_size)
+    values = perturbed_weights(model, images.dtype)
+    with torch.no_grad():
+        with_hooks, without = (logits_of(copied, copied(images)) for copied in (
+            clone_model(model, values, hooks=hooks) for hooks in (True, False)))
+    if with_hooks.shape != without.shape or not torch.allclose(with_hooks, without, equal_nan=True):
+        raise SFTeacherError(
+            f'forward hooks of {type(model).__name__} (at {", ".join(map(repr, hooked_modules[:3]))}) change its '
+            f'logits, and copies of it are made without hooks. Remove them (handle.remove()), or write what they do '
+            f'into the forward of a module')
 
 
 def _small_size(trace: Trace) -> tuple[int, int, int]:
@@ -77,7 +99,7 @@ def _compare(trace: Trace, tails: list[Tail], dtype: torch.dtype, rtol: float, s
     for tail in tails:
         own = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tail.named_buffers()}     # with its constants
         own |= {n: values[n.removeprefix('model.')] for n, _ in tail.named_parameters()}
-        own |= {f'model.{n}': values[n] for n in tail.model.state_dict()}
+        own |= {f'model.{n}': values[n] for n in tail.model.state_dict() if n in values}      # not extra state
         copies.append(clone_model(tail, own))
         if trace.input_size != tail.input_size:
             copies[-1].answer_as(trace.split_at(tail.boundary, tail.output), trace)
@@ -114,8 +136,13 @@ def _run(tail: Tail, features: Features) -> torch.Tensor:
             return tail(*(features[name][i] for name, i in tail.features))
     except Exception as error:
         mode = 'train' if tail.training else 'eval'
-        raise BoundaryError(f'{_named(tail)} does not run in {mode} mode ({type(error).__name__}: {error}). Choose '
-                            f'another module in `boundaries`.') from error
+        advice = 'Choose another module in `boundaries`'
+        if isinstance(error, AttributeError):
+            advice = ("The student's forward reads there what a module before the boundary holds, and a tail does not "
+                      "have that module. Choose a later module in `boundaries`, or, where all fail so, timm's model of "
+                      'the same architecture')
+        raise BoundaryError(f'{_named(tail)} does not run in {mode} mode ({type(error).__name__}: {error}). '
+                            f'{advice}.') from error
 
 
 def _check_tail(tail: Tail, features: Features, expected: torch.Tensor, rtol: float, reads: list[str] | None) -> None:

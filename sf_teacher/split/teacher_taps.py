@@ -130,6 +130,19 @@ def _dry_run(model: nn.Module, run: Any, x: torch.Tensor, training: bool = False
         return run(clone_model(model).train(training), x)
 
 
+def _check_dtype(model: nn.Module, maps: Any) -> None:
+    """Refuse features of another dtype than the branches get, which is that of the model's first weight."""
+    dtype = dummy_image(model, (1, 1, 1)).dtype
+    found = {place.name: raw.dtype for place, (raw, _) in maps.items()} if isinstance(maps, dict) \
+        else {feature_name(model, i): m.dtype for i, m in enumerate(maps)}
+    for name, other in found.items():
+        if other != dtype and not torch.is_autocast_enabled(next(model.parameters()).device.type):
+            raise BoundaryError(f'{name!r} of {type(model).__name__} cannot be a teacher boundary: it is {other}, and '
+                                f'branches are {dtype}, as the first weight of the teacher is. Convert the teacher to '
+                                f'one dtype (teacher.float(); for mixed precision use torch.autocast), or choose other '
+                                f'`boundaries`')
+
+
 def _check_train_mode(model: nn.Module, run: Any, x: torch.Tensor, maps: Any) -> set[Place]:
     """Check that a teacher gives logits and the same features in train mode; places modified in place only there.
 
@@ -182,6 +195,7 @@ def teacher_boundaries(
             raise
         except Exception as error:
             raise SFTeacherError(refused_image(model, input_size, error)) from error
+        _check_dtype(model, maps)
         in_training = _check_train_mode(model, run, dummy_image(model, input_size, batch=2), maps)
     if names is None:
         layouts = [Layout('NCHW', m.shape[1], (m.shape[2], m.shape[3])) for m in maps]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..checks import logits_of
-from ..errors import BoundaryError
+from ..errors import BoundaryError, SFTeacherError
 from .clones import clone_model
 
 
@@ -88,6 +88,7 @@ class Trace:
             self._image = above.next_functions[0][0]
             self._from_image = {self._image: True}
             self.logits = logits_of(copied, copied(x))
+        _check_own_weights(model, self.logits)
         self._roots = [self.logits.grad_fn] if self.logits.grad_fn is not None else []
 
     def called_later(self, name: str) -> list[str]:
@@ -161,6 +162,21 @@ class SplitPoint:
     def features(self, call: Call) -> list[torch.Tensor]:
         """Of what a boundary's module returned, the tensors that the logits need."""
         return [t for t, node in zip(tensors(call.output), call.nodes, strict=True) if node in self.nodes]
+
+
+def _check_own_weights(model: nn.Module, logits: torch.Tensor) -> None:
+    """Refuse a model whose copy, which gave these logits, computes with the model's weights instead of its own.
+
+    Raises:
+        SFTeacherError: Says which, and how to write it.
+    """
+    roots = [logits.grad_fn] if logits.grad_fn is not None else []
+    used = {id(node.variable) for node in _reach(roots, ()) if hasattr(node, 'variable')}
+    if names := [name for name, p in model.named_parameters() if id(p) in used]:
+        raise SFTeacherError(
+            f'a copy of {type(model).__name__} computes with weights that are not its own but those of the model that '
+            f'it was made from ({", ".join(names[:3])}), so that training would change them: its forward goes through '
+            f'a lambda or a function that keeps the model (self.f = lambda x: self.head(x)). Make that a method')
 
 
 def _no_saved_tensors() -> Any:

@@ -188,6 +188,13 @@ class TestTeacherTraining:
         assert (tmp_path / 'teacher' / 'model.safetensors').is_file()
         assert "SFTN" in (tmp_path / 'teacher' / 'README.md').read_text()
 
+    def test_the_card_has_metadata_of_the_yaml_beside_ours(self, tmp_path):
+        box = distillation_box(teacher_stage(
+            export={'folder': str(tmp_path / 'teacher'), 'metadata': {'data': 'digits', 'seed': 3}}))
+        box.teacher_model.post_epoch_process()
+        card = (tmp_path / 'teacher' / 'README.md').read_text()
+        assert 'SFTN' in card and 'digits' in card and '**Seed**: 3' in card
+
     def test_torchvisions_teacher_is_wrapped_by_module_paths(self):
         torch.manual_seed(0)
         stage = teacher_stage(boundaries=[['layer2', 'layer2'], ['layer3', 'layer3']], num_classes=10,

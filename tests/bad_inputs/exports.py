@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+import sf_teacher
 from sf_teacher.exporting.checkpoint import load_checkpoint
 from sf_teacher.exporting.exporter import check_export, export
 from tests.exporting.folders import MEAN, SIZE, STD, Own
@@ -154,8 +155,11 @@ def write_texts(place: Place):
 
 
 ROWS = [
-    *(exported(given, model, message, kwargs[0] if kwargs else {})
-      for given, (model, message, *kwargs) in MODELS.items()),
+    *(exported(given, model, message, kwargs[0] if kwargs else {}, call)
+      for given, (model, message, *kwargs) in MODELS.items() for call in (export, check_export)
+      if call is export or message != REPLACED),     # which the reloading finds
+    exported('a task', partial(sf_teacher.wrap, 'test_resnet', method='teskd', num_classes=7),
+             'export takes the plain model and this is a StudentFriendlyTask', {}, check_export),
     *(exported(f'{kwargs}', build, message, kwargs) for kwargs, message in NUMBERS),
     *(exported(f'{kwargs} with a factory', Own, message, OWN | kwargs) for kwargs, message in NUMBERS),
     *(exported(f'class_names={names}', build, message, {'class_names': names}, call)

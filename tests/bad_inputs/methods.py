@@ -21,6 +21,7 @@ from tests.methods import test_teskd as teskd
 from tests.methods.test_methods import make
 from tests.methods.test_registry import define
 
+from .models import Closure, with_hook
 from .row import rows
 
 SETTINGS = {
@@ -40,6 +41,10 @@ SETTINGS = {
     'SFTN reduction': (lambda: SFTN(reduction='max'), r"SFTN\(reduction='max'\): reduction must be one of mean, sum"),
     'SFTN ramp 2': (lambda: SFTN(kl_ramp=2.), r'kl_ramp=2.0\): kl_ramp must be a finite number >= 0 and <= 1'),
     'SFTN ramp without CE': (lambda: SFTN(kl_ramp=0.5, ce_weight=0.), r'kl_ramp must be 0 where ce_weight is'),
+    **{f'{method.__name__} that trains no classifier, {options}': (
+        partial(method, teacher_weight=0., **options),
+        r'teacher_weight=0.0\): teacher_weight must be above 0 where kl_weight is 0 or detach_teacher_logits is set')
+       for method in (SFTN, GTN) for options in ({}, dict(detach_teacher_logits=False, kl_weight=0.))},
     'AID temperature 0': (lambda: AID(temperature=0), r'AID\(temperature=0\): temperature must be a finite number > 0'),
     'LoT temperature -1': (lambda: LoT(temperature=-1), r'LoT\(temperature=-1\): temperature must be a finite number'),
     'a setting misspelled': (lambda: make_method('sftn', {'kl_wieght': 1.}),
@@ -105,7 +110,7 @@ STUDENTS = {
     'AID without a student': (lambda: aided(trained()), r'AID needs one trained student, got 0: wrap\('),
     'AID with two students': (lambda: aided(trained(), [trained()] * 2), r'AID needs one trained student, got 2'),
     'AID and another number of classes': (lambda: aided(trained(), aid.model('test_resnet', 1, 7)),
-        r'student ResNet has 7 classes and the teacher 5: give one that was trained on the same data'),
+        r'student ResNet has 7 classes and the teacher 5: .*, or give one that was trained on the same data'),
     'AID with a teacher by name': (lambda: aided('test_resnet', trained(), num_classes=5),
                                    r"AID needs a trained teacher, and 'test_resnet' would have random weights"),
     'AID and another size': (lambda: aided(trained(), timm.create_model('vit_tiny_patch16_224', num_classes=5)),
@@ -113,6 +118,15 @@ STUDENTS = {
     'LoT without a student': (lambda: lotted(lot.model('test_resnet', 0)), r'LoT needs a student: wrap\('),
     'LoT and another number of classes': (lambda: lotted(lot.model('test_resnet', 0), lot.model('test_resnet', 1, 7)),
         r'student ResNet has 7 classes and the teacher 5: build both with the same num_classes'),
+    'LoT with a frozen student': (
+        lambda: lotted(lot.model('test_resnet', 0), lot.model('test_resnet', 1).requires_grad_(False)),
+        r'student ResNet is frozen .*, and LoT trains its students: call student.requires_grad_\(\) first'),
+    **{f'{method} with a student that {kind}': (
+        lambda method=method, build=build: sf_teacher.wrap(
+            timm.create_model('test_resnet', num_classes=10), build(), method=method, input_size=(3, 32, 32)), message)
+       for method in ('lot', 'aid') for kind, build, message in (
+           ('is a closure', Closure, r'a copy of Closure computes with weights that are not its own'),
+           ('has a hook', with_hook, r"forward hooks of Plain \(at 'head'\) change its logits"))},
     'LoT with boundaries': (lambda: lotted(lot.model('test_resnet', 0), 'test_resnet', boundaries=['layer1']),
                             r'LoT attaches nothing at boundaries'),
 }

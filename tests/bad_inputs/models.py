@@ -2,6 +2,7 @@
 from functools import partial
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import prune
 from torch.testing._internal.two_tensor import TwoTensor
@@ -42,6 +43,52 @@ class Unused(Plain):
     def forward(self, x):
         self.second(self.stem(x))
         return self.head(x.mean((2, 3)).repeat(1, 6)[:, :16])
+
+
+class Closure(Plain):
+    """Its copies go on to compute with the weights of the model that they were made from."""
+
+    def __init__(self):
+        super().__init__()
+        self.end = lambda x: self.head(self.second(x).mean((2, 3)))
+
+    def forward(self, x):
+        return self.end(self.first(self.stem(x)))
+
+
+class UsesItsFront(Plain):
+    """Computes with a weight of a module before the boundary, from outside of that module."""
+
+    def forward(self, x):
+        return super().forward(x) + self.stem.weight.mean().detach()
+
+
+def with_hook():
+    model = Plain()
+    model.head.register_forward_hook(lambda module, args, output: output * 100 + 7)
+    return model
+
+
+def compiled_in_part():
+    model = Plain()
+    model.stem = torch.compile(model.stem, backend='eager')
+    return model
+
+
+class BFloat16Inside(Plain):
+    def __init__(self):
+        super().__init__()
+        self.bfloat16().stem.float()
+
+    def forward(self, x):
+        x = self.first(self.stem(x).bfloat16())
+        return self.head(nn.functional.adaptive_avg_pool2d(self.second(x), 1).flatten(1))
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module, self.head = Plain(), nn.Linear(10, 10)
 
 
 def quantised():
@@ -123,6 +170,24 @@ MODELS = {
     'quantised': (lambda: sf_teacher.wrap(quantised(), net(), input_size=SIZE), 'is quantised'),
     'compiled': (lambda: sf_teacher.wrap(torch.compile(net()), net(), input_size=SIZE), 'already wrapped'),
     'data parallel': (lambda: sf_teacher.wrap(nn.DataParallel(net()), net(), input_size=SIZE), 'already wrapped'),
+    'a student that is a closure': (lambda: sf_teacher.wrap(net(), Closure(), boundaries=[(1, 'first')],
+                                                            input_size=SIZE),
+                                    r'copy of Closure computes with weights .* \(second.weight, .*Make that a method'),
+    'a student with a hook': (lambda: sf_teacher.wrap(net(), with_hook(), boundaries=[(1, 'second')], input_size=SIZE),
+                              r"hooks of Plain \(at 'head'\) change its logits.*Remove them \(handle.remove"),
+    'a student that uses its front': (lambda: sf_teacher.wrap(net(), UsesItsFront(), boundaries=[(1, 'second')],
+                                                              input_size=SIZE),
+                                      r"has no attribute 'mean'\).* reads there what a module before the boundary"),
+    'compiled in part': (lambda: sf_teacher.wrap(net(), compiled_in_part(), boundaries=[(1, 'first')],
+                                                 input_size=SIZE),
+                         r'student Plain is compiled in part.*plain stem \(student.stem._orig_mod'),
+    'two dtypes': (lambda: sf_teacher.wrap(BFloat16Inside(), net(), boundaries=[('first', 1)], input_size=SIZE),
+                   r"'first' of BFloat16Inside cannot .* it is torch.bfloat16, and branches are torch.float32"),
+    'a part called module': (lambda: sf_teacher.wrap(Around(), net(), input_size=SIZE),
+                             'teacher Around has an attribute `module`.*call this part otherwise, e.g. `net`'),
+    'a student with a part called module': (lambda: sf_teacher.wrap(net(), Around(), input_size=SIZE),
+                                            'student Around has an attribute `module`'),
+    'averaged': (lambda: sf_teacher.wrap(ModelEmaV3(net()), net(), input_size=SIZE), 'a wrapper, pass model.module'),
     'a task': (lambda: sf_teacher.wrap(sf_teacher.wrap(net(), net(), input_size=SIZE), net()), 'is a task already'),
     'no parameters': (lambda: sf_teacher.wrap(nn.Flatten(), net(), input_size=SIZE), 'has no parameters'),
     'size unknown': (lambda: sf_teacher.wrap(Plain(), net()), 'image size that Plain was made for is not known'),

@@ -1,6 +1,7 @@
 """An exported teacher is a plain timm folder, bit for bit."""
 import copy
 import json
+import warnings
 
 import pytest
 import safetensors
@@ -141,6 +142,50 @@ def test_wrapped_models(wrap, tmp_path):
     path = export(wrap(build()), tmp_path / 'teacher')
     assert load(path).state_dict().keys() == build().state_dict().keys()
     assert torch.equal(logits_of(load(path)), logits_of(build()))
+
+
+class Normalised(nn.Module):
+    """A child of this name is a part of the model, not the model inside of a wrapper."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = build()
+
+    def forward(self, x):
+        return self.module(4 * x + 1)
+
+
+def test_a_child_called_module_is_not_the_whole_model(tmp_path):
+    size = {'input_size': SIZE, 'mean': MEAN, 'std': STD}
+    with pytest.raises(SFTeacherError, match=r'Normalised is not a model that timm builds by name.*pass factory='):
+        export(Normalised(), tmp_path / 'teacher', **size)
+    path = export(nn.DataParallel(Normalised()), tmp_path / 'teacher', factory=Normalised, **size)
+    model = Normalised()
+    model.load_state_dict(torch.load(path / 'teacher.pth', weights_only=True)['model'])
+    assert torch.equal(logits_of(model), logits_of(Normalised()))
+
+
+class Reparametrised(Own):
+    """Its weights are computed before each forward, by hooks of torch's own."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings(action='ignore', category=FutureWarning):     # the old forms
+            nn.utils.weight_norm(self.fc)
+            nn.utils.spectral_norm(self.conv)
+
+
+def test_weights_that_hooks_of_torch_compute_are_not_stale(tmp_path):
+    model = Reparametrised()
+    before = logits_of(model, (1, 8, 8))
+    with torch.no_grad():
+        model.fc.weight_g *= 2
+        model.conv.weight_orig += torch.randn_like(model.conv.weight_orig)
+    path = export(model, tmp_path / 'teacher', factory=Reparametrised, input_size=(1, 8, 8), mean=0.5, std=0.5)
+    again = Reparametrised()
+    again.load_state_dict(torch.load(path / 'teacher.pth', weights_only=True)['model'])
+    assert torch.equal(logits_of(again, (1, 8, 8)), logits_of(model, (1, 8, 8)))
+    assert not torch.allclose(logits_of(model, (1, 8, 8)), before)
 
 
 def test_tied_tensors(tmp_path):

@@ -1,13 +1,17 @@
 """LoT: teacher and students learn each from its own terms, which equal a reference in plain tensors."""
+from collections import namedtuple
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import sf_teacher
 from sf_teacher.methods.lot import LoT
 
 SIZE = (3, 32, 32)
+Fields = namedtuple('Fields', 'logits aux_logits')
 
 
 def model(name, seed, num_classes=5):
@@ -37,7 +41,8 @@ def test_values_and_gradients_equal_the_reference(names):
 
 
 def test_the_given_students_are_copied_and_start_where_they_were():
-    student = model('test_efficientnet', 1).requires_grad_(False).eval()
+    student = model('test_efficientnet', 1).eval()
+    student.conv_stem.requires_grad_(False)
     before = {k: v.clone() for k, v in student.state_dict().items()}
     task = sf_teacher.wrap(model('test_resnet', 0), student, method=LoT(kl_weight=1.), input_size=SIZE)
     held = task.branches.students[0]
@@ -49,6 +54,42 @@ def test_the_given_students_are_copied_and_start_where_they_were():
         losses['loss'].backward()
         optimizer.step()
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
-    assert not any(torch.equal(p, before[k]) for k, p in held.named_parameters() if p.ndim > 1)
+    assert [k for k, p in held.named_parameters() if p.ndim > 1 and torch.equal(p, before[k])] == ['conv_stem.weight']
     assert losses['branch_output'].keys() == {'student0'} and 'student0: EfficientNet, whole' in repr(task)
 
+
+class Odd(nn.Module):
+    """Returns logits and features, as mdistiller's nets do, or fields of which one is called logits."""
+
+    def __init__(self, fields):
+        super().__init__()
+        self.net, self.fields = model('test_resnet', 1), fields
+
+    def forward(self, x):
+        logits = self.net(x)
+        return Fields(logits, logits) if self.fields else (logits, {'feats': []})
+
+
+@pytest.mark.parametrize('method', ['lot', 'aid'])
+@pytest.mark.parametrize('fields', [False, True])
+def test_a_student_may_return_more_than_its_logits(method, fields):
+    student = Odd(fields)
+    task = sf_teacher.wrap(model('test_resnet', 0), student, method=method, input_size=SIZE).eval()
+    images = torch.randn(2, *SIZE, dtype=torch.float64)
+    logits, = task(images, torch.tensor([1, 2]))['branch_output'].values()
+    assert torch.equal(logits, student.net.eval()(images))
+
+
+@pytest.mark.parametrize('method', ['lot', 'aid'])
+def test_the_copy_has_no_hooks_and_its_norms_in_eval_mode_stay_there(method):
+    student, calls = model('test_resnet', 1).train(), []
+    student.layer1[0].bn1.eval()
+    student.register_forward_hook(lambda *args: calls.append(1))
+    task = sf_teacher.wrap(model('test_resnet', 0), student, method=method, input_size=SIZE)
+    built = len(calls)
+    before = task.branches.state_dict()['students.0.layer1.0.bn1.running_mean'].clone() if method == 'lot' else None
+    task.train()(torch.randn(4, *SIZE, dtype=torch.float64), torch.arange(4))
+    assert len(calls) == built and student.training
+    if method == 'lot':
+        assert not task.branches.students[0].layer1[0].bn1.training and task.branches.students[0].layer1[0].bn2.training
+        assert torch.equal(task.branches.students[0].layer1[0].bn1.running_mean, before)

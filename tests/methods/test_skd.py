@@ -12,6 +12,7 @@ from timm.task import LogitDistillationTask
 from torch import nn
 from torchdistill.core.distillation import get_distillation_box
 
+from sf_teacher import SFTeacherError
 from sf_teacher.kd_task import StudentFriendlyKDTask
 from sf_teacher.methods._simplifier import CollapseWatch, Simplifier
 from sf_teacher.training.components import create_optimizer
@@ -303,6 +304,21 @@ def test_in_torchdistill_the_simplifier_is_trained_and_the_teacher_is_not(caplog
     assert torch.equal(again.simplifier.proj.weight, wrapper.simplifier.proj.weight)
     with torch.no_grad():
         assert wrapper(torch.randn(1, *SMALL)).shape == (1, 10)      # outside of training
+
+
+def test_in_torchdistill_a_write_that_fails_leaves_the_simplifier_of_the_epoch_before(tmp_path, monkeypatch):
+    def half(state, file):
+        file.write(b'half')
+        raise OSError('No space left on device')
+
+    path = tmp_path / 'simplifier.pt'
+    wrapper = adapter.Teacher4StudentFriendlyKD(model(), CPU, ckpt_file_path=str(path))
+    wrapper.post_epoch_process()
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, 'save', half)
+    with pytest.raises(SFTeacherError, match='No space left on device'):
+        wrapper.post_epoch_process()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_in_torchdistill_a_projection_that_stays_zero_is_plain_kd_over_the_epoch():

@@ -1,12 +1,14 @@
 """Models that timm did not build, by module paths; and what is refused, with its message."""
 import copy
 import random
+import threading
 
 import numpy
 import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import nn
 
 import sf_teacher
@@ -227,6 +229,107 @@ def test_batch_norm_can_be_made_synchronous(student):
         kinds = [type(m).__name__ for m in other.modules()]
         assert not {'BatchNorm2d', 'BatchNormAct2d'} & set(kinds)
         assert torch.equal(other(*batch)['loss'], expected['loss'])
+
+
+class Complex(Plain):
+    """Turns its features by a table of complex numbers, as rotary embeddings do, and by a trained one."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('table', torch.polar(torch.ones(16), torch.linspace(0, 3, 16)))
+        self.turn = nn.Parameter(self.table.clone())
+
+    def forward(self, x):
+        x = self.relu(self.second(self.relu(self.first(self.relu(self.stem(x)))))).mean((2, 3))
+        return self.head((torch.complex(x, x.flip(1)) * self.table * self.turn).real)
+
+
+def test_complex_numbers_of_a_student_stay_complex():
+    torch.manual_seed(0)
+    student = Complex().eval()
+    task = sf_teacher.wrap(Plain(), student, boundaries=[('second', 'first')], input_size=SIZE).eval()
+    tail, x = task.branches.branches[0].tail, torch.randn(2, *SIZE)
+    assert tail.model.table.dtype == tail.model.turn.dtype == torch.complex64 and tail.model.turn.requires_grad
+    assert torch.equal(tail(student.first(nn.functional.relu(student.stem(x)))), student(x))
+    task(x, torch.tensor([1, 2]))['loss'].backward()
+    assert tail.model.turn.grad.abs().max() > 0
+
+
+class Front(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.patch_size = nn.Conv2d(3, 8, 2, stride=2), 2
+
+    def forward(self, x):
+        return self.patches(x)
+
+
+class ReadsItsFront(nn.Module):
+    """Reads what modules before the boundary hold from outside of them, as transformers' ViT does for its dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings, self.norm = nn.Sequential(), nn.BatchNorm2d(8)
+        self.embeddings.add_module('front', Front())
+        self.body, self.head = nn.Conv2d(8, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, x):
+        front = self.embeddings.front
+        x = self.embeddings(x.to(front.patches.weight.dtype))
+        x = self.body(self.norm(x) / front.patch_size * self.norm.weight.shape[0])
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_a_forward_reads_of_modules_before_the_boundary_stays_readable():
+    tails_of(ReadsItsFront(), ['body'])
+    task = sf_teacher.wrap(Plain(), ReadsItsFront(), boundaries=[('second', 'body')], input_size=SIZE)
+    check_step(task, SIZE)
+    task.trainable_module = nn.SyncBatchNorm.convert_sync_batchnorm(task.trainable_module)
+    tail = copy.deepcopy(task).branches.branches[0].tail.model
+    assert [name for name, _ in tail.named_parameters()] == ['head.weight', 'head.bias']
+    assert not list(tail.buffers())
+
+
+class WithExtraState(Plain):
+    def get_extra_state(self):
+        return {'a': 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_extra_state_of_a_student_is_kept(tmp_path):
+    task = sf_teacher.wrap(Plain(), WithExtraState(), boundaries=[('second', 'second')], input_size=SIZE)
+    check_step(task, SIZE)
+    weights = load_file(task.export_branch(0, tmp_path / 'branch') / 'branch.safetensors')
+    assert set(weights) == {'head.weight', 'head.bias'}
+
+
+class Watch:
+    """No copy can be made of it."""
+
+    def __init__(self):
+        self.seen, self.lock = [], threading.Lock()
+
+    def look(self, module, args, output):
+        self.seen.append(1)
+
+
+def test_a_hook_that_only_looks_is_no_obstacle_on_a_student():
+    student, watch = Plain(), Watch()
+    student.head.register_forward_hook(watch.look)
+    seen = watch.seen
+    task = sf_teacher.wrap(Plain(), student, boundaries=[('second', 'second')], input_size=SIZE)
+    called = len(seen)
+    check_step(task, SIZE)
+    assert len(seen) == called
+
+
+def test_placement_is_that_of_the_first_weight_that_is_a_number_with_a_fraction():
+    teacher = Plain()
+    teacher.__dict__['_parameters'] = {'codes': nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)}
+    task = sf_teacher.wrap(teacher.double(), Plain(), boundaries=[('second', 'second')], input_size=SIZE)
+    assert {p.dtype for p in task.branches.parameters()} == {torch.float64} == {task.dtype}
 
 
 # What is refused
