@@ -59,7 +59,7 @@ def test_students_without_labels_see_none(modules, chosen, tiny):
     settings = next(r['settings'] for r in chosen.values() if r['kind'] == 'student' and r['arm'] == 'standard')
     assert settings['unlabelled'] and settings['kd']['task_loss_weight'] == 0 and settings['per_class'] == 9
     images = torch.zeros(60, 3, 32, 32, dtype=torch.uint8), torch.arange(5).repeat(12)
-    split = modules['images'].Split({'train': images, 'test': images}, settings, torch.device('cpu'))
+    split = modules['images'].Split({'train': images, 'test': images}, settings, 0, torch.device('cpu'))
     assert {int(t) for _, target in split.training(0) for t in target} == {0}
     assert {int(t) for _, target in split.evaluation('validation') for t in target} == {0, 1, 2}
 
