@@ -20,6 +20,8 @@ def push(
 ) -> str:
     """Verify an exported folder and upload its files, and nothing else that lies there.
 
+    Of an export that was uploaded to the same repository before, what this one has no longer is deleted in that commit.
+
     The token is that of `hf auth login` or of the environment variable ``HF_TOKEN``.
 
     Args:
@@ -42,11 +44,12 @@ def push(
     verify(folder, factory=factory)
     if dry_run:
         return f'{huggingface_hub.constants.ENDPOINT}/{repo}'
-    api = huggingface_hub.HfApi(library_name='sf_teacher')
+    path, api = Path(folder).expanduser(), huggingface_hub.HfApi(library_name='sf_teacher')
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=url.repo_id, folder_path=Path(folder).expanduser(), allow_patterns=list(FILES),
+            repo_id=url.repo_id, folder_path=path, allow_patterns=list(FILES),
+            delete_patterns=[name for name in FILES if not (path / name).exists()],
             commit_message='A teacher exported by sf_teacher')
     except Exception as e:
         raise SFTeacherError(f'{folder} was verified and not uploaded to {repo}: {_remedy(e)}') from e

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from timm.data import Mixup
 from timm.loss import create_classification_loss
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
 from timm.task import TrainingTask, evaluation_sample_limit
 from torch import nn
 
@@ -42,6 +42,8 @@ def evaluate(
         between: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 in percent of the model that the task hands out for evaluation, over all processes.
+
+    The model is left in eval mode, as timm's own validation leaves it: call ``task.train()`` before the next step.
 
     Raises:
         SFTeacherError: A batch cannot be evaluated; names it.
@@ -80,6 +82,9 @@ def create_optimizer(task: TrainingTask, config: TrainConfig) -> torch.optim.Opt
             raise SettingError(f'timm has no optimizer {config.opt!r}{close} ({error})') from error
         raise SFTeacherError(f'optimizer {config.opt!r} cannot be used here ({type(error).__name__}: {error}): choose '
                              f'another {setting("opt")}') from error
+    if config.given('momentum') and not get_optimizer_info(config.opt.lower().rpartition('_')[2]).has_momentum:
+        raise SettingError(f'{setting("momentum", config.momentum)} has no effect on the optimizer {config.opt!r}: '
+                           f'leave it out')
     if groups is not None and config.sched != 'none':
         for group in optimizer.param_groups:    # timm's schedules scale warmup_lr and min_lr by this too
             group['lr_scale'], group['lr'] = group['lr'] / config.lr, config.lr

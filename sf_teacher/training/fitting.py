@@ -31,7 +31,8 @@ def fit(
     """Train a task.
 
     Args:
-        task: `StudentFriendlyTask`, or a task of `timm.task`, on its device; what it trains is trained in place.
+        task: `StudentFriendlyTask`, or a task of `timm.task`, on its device; what it trains is trained in place, and
+            what compilation and distributed training wrap is unwrapped at the end.
         train_loader: Batches (images, targets) with a length, images float [B, C, H, W], targets labels [B] of any
             whole-number type, or distributions over the classes [B, K]; its `set_epoch`, or its sampler's, is called.
         eval_loader: The same with labels [B] for validation; None for none.
@@ -62,7 +63,7 @@ def fit(
         check_known_labels(task, eval_loader, 'validation')
     check_smoothing(task, config)
     folder: RunFolder | None = None
-    with signals() as stop, _loading_processes(stop):
+    with signals() as stop, _loading_processes(stop), _as_given(task):
         try:
             if config.output:
                 folder = RunFolder(config.output, config, config.resume, world.rank == 0)
@@ -76,6 +77,23 @@ def fit(
             stop.patience = 0.
             if folder is not None:
                 folder.close()
+
+
+@contextmanager
+def _as_given(task: TrainingTask) -> Iterator[None]:
+    """Take off what was wrapped for one training: a second one would wrap, compile and evaluate the wrapper."""
+    parts = [task, *task.children()]    # a distillation task compiles its teacher's model too
+    given = [dict(part._modules) for part in parts]
+    try:
+        yield
+    finally:
+        for part, modules in zip(parts, given, strict=True):
+            for name, module in modules.items():
+                if getattr(part, name) is not module:
+                    setattr(part, name, module)
+        for name in ('eval_model', 'eval_model_ema'):
+            if name not in given[0] and hasattr(task, name):
+                delattr(task, name)
 
 
 @contextmanager

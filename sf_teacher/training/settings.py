@@ -12,7 +12,13 @@ from ..errors import SettingError
 from ..validation import Checked, option, setting
 
 SIMPLIFIER_LR = 0.0005    # StudentFriendlyKD's own, repeated so that the settings need no torch; a test compares them
-_NEEDS = {'amp_dtype': 'amp', 'model_ema_decay': 'model_ema', 'model_ema_warmup': 'model_ema', 'clip_mode': 'clip_grad'}
+_NEEDS = {'amp_dtype': 'amp', 'model_ema_decay': 'model_ema', 'model_ema_warmup': 'model_ema', 'clip_mode': 'clip_grad',
+          'warmup_lr': 'warmup_epochs'}
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
+_FALLING = ('cosine', 'tanh', 'poly', 'wsd', 'rsqrt')
+_OF_SCHEDULES = {'warmup_epochs': SCHEDULES[:-1], 'sched_on_updates': SCHEDULES[:-1], 'min_lr': _FALLING,
+                 'decay_milestones': ('multistep',), 'decay_epochs': ('step', 'wsd', 'rsqrt'),
+                 'decay_rate': ('step', 'multistep', 'poly')}
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,7 @@ class TrainConfig(Checked):
     weight_decay: float = option(5e-4, 'weight decay', low=0, high=10)
     layer_decay: float | None = option(
         None, 'factor of the learning rate from each layer to the one below it (default: none)', above=0, high=1)
-    sched: str = option('cosine', 'schedule of the learning rate',
-                        choices=('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'))
+    sched: str = option('cosine', 'schedule of the learning rate', choices=SCHEDULES)
     sched_on_updates: bool = option(False, 'change the learning rate at every update, not every epoch')
     warmup_epochs: int = option(0, 'epochs of linear warm-up, counted within --epochs', low=0)
     warmup_lr: float = option(1e-5, 'learning rate at the start of the warm-up', low=0, high=100)
@@ -69,6 +74,9 @@ class TrainConfig(Checked):
             if self.given(name) and not getattr(self, needed):
                 raise SettingError(f'{written(name)} has no effect without {setting(needed)}: give {setting(needed)}, '
                                    f'or leave it out')
+        for name in self.given(*(n for n, schedules in _OF_SCHEDULES.items() if self.sched not in schedules)):
+            raise SettingError(f'{written(name)} has no effect with {written("sched")}: leave it out, or give '
+                               f'{setting("sched")} one of {", ".join(_OF_SCHEDULES[name])}')
         if self.sched == 'multistep' and min(self.decay_milestones, default=self.epochs) >= self.epochs:
             raise SettingError(f'{written("decay_milestones")}: none is within {written("epochs")}, so the learning '
                                f'rate would never fall; give earlier ones')

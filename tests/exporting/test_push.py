@@ -18,6 +18,8 @@ class Api:
 
     calls: list = []        # noqa: RUF012
     error = None
+    there = ('.gitattributes', 'model.safetensors', 'notes.txt', 'torchvision.pth')     # in the repository
+    deleted: list = []      # noqa: RUF012
 
     def __init__(self, library_name):
         assert library_name == 'sf_teacher'
@@ -28,10 +30,12 @@ class Api:
             raise self.error
         return huggingface_hub.RepoUrl(f'https://huggingface.co/{repo_id}')
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, delete_patterns, commit_message):
         files = huggingface_hub.utils.filter_repo_objects(
             [path.name for path in Path(folder_path).iterdir()], allow_patterns=allow_patterns)
         self.calls.append(('upload_folder', repo_id, sorted(files)))
+        assert not set(files) & set(delete_patterns)
+        self.deleted[:] = huggingface_hub.utils.filter_repo_objects(self.there, allow_patterns=delete_patterns)
 
 
 @pytest.fixture
@@ -57,6 +61,7 @@ def test_what_was_exported_is_uploaded_and_nothing_else(folder, api, capsys):
         ('upload_folder', 'alice/teacher', ['README.md', 'config.json', 'model.safetensors', 'probe.safetensors',
                                             'teacher.pth', 'torchdistill.yaml']),
     ]
+    assert api.deleted == ['torchvision.pth']   # of an earlier export
     printed = capsys.readouterr().out
     assert 'uploaded to https://huggingface.co/alice/teacher' in printed
     assert 'timm.create_model("hf-hub:alice/teacher", pretrained=True)' in printed

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def frozen_norm_task(kind: str, dropout: float = 0.) -> TrainingTask:
     return task
 
 
-def work(rank, world, output, kind, batch_size, fail, dropout, **settings):
+def work(rank, world, output, kind, batch_size, fail, dropout, times=1, **settings):
     """One process of a run."""
     torch.set_num_threads(1)
     os.dup2(os.open(f'{output}-{rank}.log', os.O_WRONLY | os.O_CREAT), 2)
@@ -46,6 +47,8 @@ def work(rank, world, output, kind, batch_size, fail, dropout, **settings):
         task.update_ema = lambda step: (update(step), step == 4 and os.kill(os.getpid(), signal.SIGTERM))
     config = runs.settings(output, **{'epochs': 2, 'mixup': 0., 'lr': 0.02, 'weight_decay': 0., **settings})
     try:
+        for _ in range(times - 1):
+            training.fit(task, train, evaluation, replace(config, output=''))
         training.fit(task, train, evaluation, config)
     except SFTeacherError as error:
         os.write(2, str(error).encode())
@@ -67,16 +70,24 @@ def together(output, kind, world=2, batch_size=8, fail='', dropout=0., **setting
 
 @pytest.mark.parametrize('kind', [*runs.TEACHER_METHODS, 'plain', 'distill'])
 def test_two_processes_with_half_the_batch_equal_one_with_the_whole(kind, tmp_path):
+    equal(tmp_path, kind)
+
+
+def test_so_they_do_when_a_task_is_compiled_and_trained_a_second_time(tmp_path):
+    equal(tmp_path, 'sftn', times=2, epochs=1, torchcompile='eager')
+
+
+def equal(tmp_path, kind, epochs=2, **settings):
     two, one = tmp_path / 'two', tmp_path / 'one'
-    codes, logs = together(two, kind)
+    codes, logs = together(two, kind, epochs=epochs, **settings)
     assert codes == [0, 0], logs
-    codes, logs = together(one, kind, world=1, batch_size=16)
+    codes, logs = together(one, kind, world=1, batch_size=16, epochs=epochs, **settings)
     assert codes == [0], logs
     a, b = runs.final_state(two), runs.final_state(one)
     for state in ('state_dict', 'state_dict_ema'):
         for name, tensor in a[state].items():
             torch.testing.assert_close(tensor, b[state][name], atol=TOLERANCE, rtol=0, msg=f'{state}.{name}')
-    assert len(a['rows']) == 2 and a['rows'][0].keys() == b['rows'][0].keys()
+    assert len(a['rows']) == epochs and a['rows'][0].keys() == b['rows'][0].keys()
     for row, other in zip(a['rows'], b['rows'], strict=True):
         assert row == pytest.approx(other, rel=1e-4)
     assert len(a['rng']) == 2 and sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())

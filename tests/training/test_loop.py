@@ -176,11 +176,28 @@ def test_options_train(kwargs):
     assert all(torch.isfinite(torch.tensor(row['train_loss'])) for row in rows)
 
 
+@pytest.mark.parametrize('kind', ['plain', 'teacher', 'distill'])
+def test_a_task_is_trained_a_second_time_as_if_the_first_had_not_wrapped_it(kind):
+    rows = []
+    for backend in ('', 'eager'):
+        task = runs.task(kind)
+        parts, given = set(vars(task)) | set(task._modules), task.get_trainable_module()
+        for lr in (0.05, 0.2):
+            config = runs.settings(epochs=1, model_ema=True, model_ema_decay=0.5, torchcompile=backend, lr=lr)
+            rows.append(fit(task, *runs.loaders(), config)[0])
+            assert task.get_trainable_module() is given
+        assert set(vars(task)) | set(task._modules) == parts | {'trainable_module_ema'}
+    for plain, compiled in zip(rows[:2], rows[2:], strict=True):
+        assert [plain[k] for k in ('train_loss', 'eval_loss')] == pytest.approx(
+            [compiled[k] for k in ('train_loss', 'eval_loss')], rel=1e-4)
+
+
 def test_compiled_tasks_train_and_resume(tmp_path):
+    compiled = []
     config = runs.settings(tmp_path / 'run', epochs=1, torchcompile='eager', **QUIET)
     task = runs.task('plain')
-    fit(task, *runs.loaders(), config)
-    assert hasattr(task.get_trainable_module(), '_orig_mod')
+    fit(task, *runs.loaders(), config, lambda row: compiled.append(hasattr(task.trainable_module, '_orig_mod')))
+    assert compiled == [True]
     keys = timm.create_model('test_resnet').state_dict().keys()
     assert runs.final_state(tmp_path / 'run')['state_dict'].keys() == keys
     again = runs.settings(tmp_path / 'run', epochs=1, torchcompile='eager', resume=True, **QUIET)
