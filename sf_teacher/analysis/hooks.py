@@ -20,6 +20,7 @@ from ..factory import create_model
 from ..split.boundaries import Boundary, Size, default_input_size, widest_stream
 from ..split.pairing import stage_ends
 from ..split.teacher_taps import teacher_boundaries
+from ..split.trace import hooked
 from .columns import columns
 
 STAGES, POOLED, CLASSIFIER = ('layer1', 'layer2', 'layer3', 'layer4'), 'avgpool', 'fc'
@@ -73,27 +74,21 @@ class _Run:
         self.modules = dict(model.named_modules())
         self.io: dict[str, dict[str, _Trace]] = {}
         modes: list[tuple[nn.Module, bool]] = [(m, m.training) for m in model.modules()]
-        handles = []
-        for name, module in self.modules.items():
-            handles.append(module.register_forward_hook(self._keep(name)))
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), hooked(model, self._keep):
                 self.logits = model.eval()(x)
         finally:
-            for handle in handles:
-                handle.remove()
             for module, training in modes:
                 module.training = training
 
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:    # as torchdistill's: after an in-place module
-            found = {'input': _Trace.of(args), 'output': _Trace.of(output)}
-            self.io[name] = {io: trace for io, trace in found.items() if trace is not None}
-        return hook
+    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """As torchdistill's hooks: after an in-place module."""
+        found = {'input': _Trace.of(args), 'output': _Trace.of(output)}
+        self.io[name] = {io: trace for io, trace in found.items() if trace is not None}
 
     def equals(self, trace: _Trace, like: str = '') -> list[str]:
         """Modules whose output this is: of the same name, then of the same shape, then the outermost."""
-        found = [name for name, io in self.io.items() if name and 'output' in io and io['output'].same(trace)]
+        found = [name for name, io in self.io.items() if 'output' in io and io['output'].same(trace)]
         return sorted(found, key=lambda n: (n != like, self.io[n]['output'].shape != trace.shape, n.count('.')))
 
 
@@ -162,7 +157,7 @@ def torchvision_paths(model: Any, arch: str, size: Size) -> list[Hook]:
         return []
     found = []
     for name, io in _Run(twin, x).io.items():
-        if name and name.count('.') < 2 and 'output' in io and (here := ours.equals(io['output'], like=name)):
+        if name.count('.') < 2 and 'output' in io and (here := ours.equals(io['output'], like=name)):
             found.append(Hook(name, here[0], 'output', ours.io[here[0]]['output'].shape))
     order = list(dict(twin.named_modules()))
     return sorted(found, key=lambda hook: order.index(hook.torchvision))
