@@ -26,7 +26,7 @@ from ..training.components import eval_model
 from ..training.distillation import KD_SETTINGS
 from ..training.fitting import fit
 from ..training.planning import Plan, plan_student
-from ..training.settings import StudentRun
+from ..training.settings import StudentRun, idle_of_schedule
 from .predictions import Predictions, predict
 from .settings import ReportRun
 
@@ -185,10 +185,13 @@ def shortened(settings: Settings, epochs: int) -> Settings:
     """The same schedule in so many epochs: its warm-up and its decays come as much earlier."""
     share = epochs / settings.epochs
     milestones = tuple(e for e in (round(share * e) for e in settings.decay_milestones) if 0 < e < epochs)
-    return replace(
-        settings, epochs=epochs, warmup_epochs=min(round(share * settings.warmup_epochs), epochs - 1),
-        decay_epochs=share * settings.decay_epochs, decay_milestones=milestones or settings.decay_milestones,
-        sched=settings.sched if milestones or settings.sched != 'multistep' else 'constant')
+    sched = settings.sched if milestones or settings.sched != 'multistep' else 'constant'
+    warmup = min(round(share * settings.warmup_epochs), epochs - 1)
+    values: dict[str, Any] = {
+        'warmup_epochs': warmup, 'decay_epochs': share * settings.decay_epochs, 'decay_milestones': milestones}
+    idle = [*idle_of_schedule(sched), *([] if warmup else ['warmup_lr'])]
+    values |= {name: getattr(type(settings), name) for name in idle}
+    return replace(settings, epochs=epochs, sched=sched, **values)
 
 
 def put_json(file: Any, values: dict[str, Any]) -> None:

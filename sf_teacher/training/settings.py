@@ -13,12 +13,17 @@ from ..validation import Checked, option, setting
 
 SIMPLIFIER_LR = 0.0005    # StudentFriendlyKD's own, repeated so that the settings need no torch; a test compares them
 _NEEDS = {'amp_dtype': 'amp', 'model_ema_decay': 'model_ema', 'model_ema_warmup': 'model_ema', 'clip_mode': 'clip_grad',
-          'warmup_lr': 'warmup_epochs'}
+          'warmup_lr': 'warmup_epochs'}     # no effect without
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
 _FALLING = ('cosine', 'tanh', 'poly', 'wsd', 'rsqrt')
 _OF_SCHEDULES = {'warmup_epochs': SCHEDULES[:-1], 'sched_on_updates': SCHEDULES[:-1], 'min_lr': _FALLING,
                  'decay_milestones': ('multistep',), 'decay_epochs': ('step', 'wsd', 'rsqrt'),
                  'decay_rate': ('step', 'multistep', 'poly')}
+
+
+def idle_of_schedule(sched: str) -> list[str]:
+    """Settings that have no effect on this schedule."""
+    return [name for name, schedules in _OF_SCHEDULES.items() if sched not in schedules]
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class TrainConfig(Checked):
             if self.given(name) and not getattr(self, needed):
                 raise SettingError(f'{written(name)} has no effect without {setting(needed)}: give {setting(needed)}, '
                                    f'or leave it out')
-        for name in self.given(*(n for n, schedules in _OF_SCHEDULES.items() if self.sched not in schedules)):
+        for name in self.given(*idle_of_schedule(self.sched)):
             raise SettingError(f'{written(name)} has no effect with {written("sched")}: leave it out, or give '
                                f'{setting("sched")} one of {", ".join(_OF_SCHEDULES[name])}')
         if self.sched == 'multistep' and min(self.decay_milestones, default=self.epochs) >= self.epochs:

@@ -69,9 +69,11 @@ def test_report_measures_teachers_and_pilots(teachers, tmp_path, capsys):
 @pytest.mark.parametrize(('given', 'epochs', 'expected'), [
     (dict(warmup_epochs=2), 5, dict(warmup_epochs=2)),
     (dict(warmup_epochs=2), 2, dict(warmup_epochs=1)),
-    (dict(warmup_epochs=4), 1, dict(warmup_epochs=0)),
+    (dict(warmup_epochs=4, warmup_lr=0.01), 1, dict(warmup_epochs=0)),
+    (dict(min_lr=0.01), 2, dict(sched='cosine', min_lr=0.01)),
+    (dict(sched='step', decay_epochs=2., decay_rate=0.5), 2, dict(decay_epochs=0.8, decay_rate=0.5)),
     (dict(sched='multistep', decay_milestones=(2, 4)), 3, dict(sched='multistep', decay_milestones=(1, 2))),
-    (dict(sched='multistep', decay_milestones=(2, 4)), 1, dict(sched='constant')),
+    (dict(sched='multistep', decay_milestones=(2, 4), decay_rate=0.5), 1, dict(sched='constant')),
     (dict(sched='wsd', decay_epochs=4.), 2, dict(decay_epochs=1.6)),
 ])
 def test_a_shorter_pilot_has_the_same_schedule_in_its_epochs(given, epochs, expected):
