@@ -114,10 +114,8 @@ class TeacherExport:
         logger.info(f'Exported the teacher of epoch {epoch} to {folder}')
 
     def _is_due(self, epoch: int) -> bool:
-        if self.num_epochs is not None:
-            return epoch == self.num_epochs
         if self.best_ckpt is None:
-            return True
+            return self.num_epochs is None or epoch == self.num_epochs
         seen, self._best_seen = self._best_seen, _stamp(self.best_ckpt)
         return self._best_seen != seen
 

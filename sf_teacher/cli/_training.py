@@ -22,7 +22,7 @@ def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> 
     """Plan or run; the exported folder, on the first process."""
     from timm.utils.distributed import world_info_from_env
 
-    from ..training.dry_run import describe
+    from ..training.dry_run import dry_run
     from ..training.interruption import process_group
     from ..training.signals import Interrupted, signals
 
@@ -31,7 +31,7 @@ def run_training(args: argparse.Namespace, config: Any, plan: Any, run: Any) -> 
     try:
         with signals() as stop, process_group():    # the command's own signals
             if args.dry_run:
-                text = describe(plan(config, decode=False))
+                text = dry_run(config, plan)
                 if rank == 0:
                     print(text)
                 return None

@@ -25,9 +25,11 @@ class DataConfig(Checked):
     validation_batch_size: int | None = option(
         None, 'the same for validation (default: --batch-size)', low=1, high=2 ** 20)
     input_size: tuple[int, ...] | None = option(
-        None, 'C H W (default: what the model was made for)', low=1, high=2 ** 14)
-    mean: tuple[float, ...] | None = option(None, "mean of the pixels (default: the model's)")
-    std: tuple[float, ...] | None = option(None, "standard deviation of the pixels (default: the model's)", above=0)
+        None, "C H W (default: the model's; a student's: its teacher's)", low=1, high=2 ** 14)
+    mean: tuple[float, ...] | None = option(
+        None, "mean of the pixels (default: the model's; a student's: its teacher's)")
+    std: tuple[float, ...] | None = option(
+        None, "standard deviation of the pixels (default: the model's; a student's: its teacher's)", above=0)
     interpolation: str | None = option(
         None, "how images are resized (default: the model's; a student's: its teacher's)",
         choices=('bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos'))

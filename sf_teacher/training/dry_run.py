@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -10,11 +12,28 @@ from .header import header
 from .interruption import World
 from .loop import Loop
 from .planning import Plan
+from .runs import check_output, check_place
 from .signals import Stop
 
 
-def describe(plan: Plan) -> str:
-    """The plan and, from a few steps on this device, its cost; the task is not fit for training afterwards."""
+def dry_run(config: Any, plan: Callable[..., Plan]) -> str:
+    """Plan a run and check everything but what its images hold, the place of its output too if it is given one.
+
+    Returns:
+        The plan and, from a few steps on this device, its cost.
+
+    Raises:
+        SFTeacherError: As the run itself would before its first step.
+    """
+    if config.output:
+        check_output(config)
+    planned = plan(config, decode=False)
+    if config.output:
+        check_place(planned)
+    return _described(planned)
+
+
+def _described(plan: Plan) -> str:
     lines = [str(plan.task), header(plan)] if hasattr(plan.task, 'branches') else [header(plan)]
     seconds, steps = _seconds_a_step(plan), plan.config.epochs * len(plan.train_loader)
     return '\n'.join([*lines, f'measured: {seconds:.3g} s a step on {plan.task.device}, {seconds * steps / 3600:.3g} '

@@ -12,6 +12,7 @@ from ..data.batches import check_loaders
 from ..data.known_labels import check_known_labels
 from ..data.unlabelled import lowest_label
 from ..errors import SFTeacherError, first_line
+from ..validation import setting
 from .components import check_smoothing
 from .interruption import World
 from .loop import Loop, Row
@@ -36,8 +37,8 @@ def fit(
         train_loader: Batches (images, targets) with a length, images float [B, C, H, W], targets labels [B] of any
             whole-number type, or distributions over the classes [B, K]; its `set_epoch`, or its sampler's, is called.
         eval_loader: The same with labels [B] for validation; None for none.
-        config: Settings. With `output` the run is written there and can be resumed; without, nothing is written. Its
-            `device` is not looked at: the task is where it is.
+        config: Settings. With `output` the run is written there and can be resumed; without, nothing is written. A
+            `device` other than the task's is refused.
         on_epoch: Called on the first process after each epoch with the row of summary.csv.
         on_start: Called on the first process before the first step, when everything has been checked and the folder
             of the run, if any, is its own.
@@ -57,6 +58,9 @@ def fit(
         ```
     """
     world = World.current()
+    if config.device and config.device.partition(':')[0] != task.device.type:
+        raise SFTeacherError(f'{setting("device", config.device)}, and the task is on {task.device}: move it there '
+                             f'(task.to({config.device!r})), or leave the setting out')
     check_loaders(task, train_loader, eval_loader)
     check_known_labels(task, train_loader, 'training', lowest_label(task))
     if eval_loader is not None:

@@ -65,7 +65,7 @@ class RunFolder:
             self.close()
             raise SFTeacherError(f'cannot write to {setting("output", str(path))}: {error}') from error
         try:
-            self._check(config, resume)
+            check_run(self.path, config, resume)
         except BaseException:
             self.close()
             raise
@@ -80,27 +80,9 @@ class RunFolder:
         text = to_yaml(replace(config, resume=False))
         self._write(CONFIG, lambda file: file.write(text.encode()))
 
-    def _check(self, config: TrainConfig, resume: bool) -> None:
-        known, found = self.path / CONFIG, self.checkpoints()
-        for path in (known, self.path / SUMMARY, *found):
-            if os.path.lexists(path):
-                _check_regular(path)
-        if not resume and (known.exists() or found):
-            raise SFTeacherError(f'{self.path} holds a run already: continue it with {setting("resume")}, or choose '
-                                 f'another {setting("output")}')
-        if resume and known.exists() and (differences := changed(config, read_yaml(known))):
-            raise SFTeacherError(f'the run in {self.path} was started with other settings ({"; ".join(differences)}): '
-                                 f'resume it with those of its config.yaml, or choose another output')
-
-    def checkpoints(self) -> list[Path]:
-        """The checkpoints, the newest first; files with other names are not the run's."""
-        paths = self.path.iterdir() if self.path.is_dir() else ()
-        numbered = [(int(found[1]), p) for p in paths if (found := _CHECKPOINT.fullmatch(p.name))]
-        return [path for _, path in sorted(numbered, reverse=True)]
-
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is complete, or None where there is none."""
-        found = self.checkpoints()
+        found = checkpoints(self.path)
         for path in found:
             _check_regular(path)
             try:
@@ -114,7 +96,7 @@ class RunFolder:
     def save(self, state: dict[str, Any], epoch: int) -> None:
         """Write the checkpoint after so many epochs, then drop the oldest."""
         self._write(f'checkpoint-{epoch:05d}.pt', lambda file: torch.save(state, file))
-        for path in self.checkpoints()[KEPT:]:
+        for path in checkpoints(self.path)[KEPT:]:
             path.unlink()
 
     def write_summary(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -140,6 +122,27 @@ class RunFolder:
             for path in self._made:
                 path.rmdir()
         self._lock, self._made = None, []
+
+
+def check_run(path: Path, config: TrainConfig, resume: bool) -> None:
+    """Refuse a folder with a run in it that is not to be resumed, or of other settings; see `RunFolder`."""
+    known, found = path / CONFIG, checkpoints(path)
+    for file in (known, path / SUMMARY, *found):
+        if os.path.lexists(file):
+            _check_regular(file)
+    if not resume and (known.exists() or found):
+        raise SFTeacherError(f'{path} holds a run already: continue it with {setting("resume")}, or choose another '
+                             f'{setting("output")}')
+    if resume and known.exists() and (differences := changed(config, read_yaml(known))):
+        raise SFTeacherError(f'the run in {path} was started with other settings ({"; ".join(differences)}): resume it '
+                             f'with those of its config.yaml, or choose another output')
+
+
+def checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; files with other names are not the run's."""
+    paths = path.iterdir() if path.is_dir() else ()
+    numbered = [(int(found[1]), p) for p in paths if (found := _CHECKPOINT.fullmatch(p.name))]
+    return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def _check_regular(path: Path) -> None:

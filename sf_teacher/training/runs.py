@@ -22,6 +22,7 @@ from .header import header
 from .interruption import World
 from .loop import Row
 from .planning import Plan, plan_student, plan_teacher
+from .run_folder import check_run
 from .settings import StudentRun, TeacherRun
 from .signals import signals
 
@@ -41,17 +42,35 @@ def train_teacher(config: TeacherRun, data: Data | None = None) -> tuple[list[Ro
     Returns:
         The rows of summary.csv, and the exported folder (None on processes other than the first).
     """
-    _check_output(config, TEACHER)
-    return _run(plan_teacher(config, data), TEACHER)
+    check_output(config)
+    return _run(plan_teacher(config, data))
 
 
 def distill(config: StudentRun, data: Data | None = None) -> tuple[list[Row], Path | None]:
     """Train a student, from an exported teacher or alone, and export it to ``output/student``; see `train_teacher`."""
-    _check_output(config, STUDENT)
-    return _run(plan_student(config, data), STUDENT)
+    check_output(config)
+    return _run(plan_student(config, data))
 
 
-def _check_output(config: TeacherRun | StudentRun, name: str) -> None:
+def check_place(plan: Plan) -> str:
+    """Find out before the training that the run cannot be written where its settings say, or not resumed there.
+
+    Returns:
+        What the run notes of its images.
+
+    Raises:
+        SFTeacherError: Says what lies there, and what to do.
+    """
+    check_run(Path(plan.config.output), plan.config, plan.config.resume)
+    _check_own(plan, _name(plan.config))
+    return _check_images(plan)
+
+
+def _name(config: TeacherRun | StudentRun) -> str:
+    return TEACHER if isinstance(config, TeacherRun) else STUDENT
+
+
+def check_output(config: TeacherRun | StudentRun) -> None:
     """Find out before anything is built that the export would replace something that is not this run's."""
     if not config.output:
         raise SettingError(f'no output: give the folder for the results, e.g. {setting("output", "runs/first")}')
@@ -63,6 +82,7 @@ def _check_output(config: TeacherRun | StudentRun, name: str) -> None:
             raise NotADirectoryError(f'Not a directory: {blocking[0]}')
     except (OSError, ValueError) as error:      # a NUL, a name that is too long
         raise SFTeacherError(f'cannot write to {setting("output", config.output)}: {error}') from error
+    name = _name(config)
     try:
         target = find_place(output / name, overwrite=True)
         taken = target.exists() and any(target.iterdir())
@@ -125,10 +145,9 @@ def _note(config: TeacherRun | StudentRun, seen: str) -> None:
         write_atomically(path, lambda file: file.write(seen.encode(errors='surrogateescape')))
 
 
-def _run(plan: Plan, name: str) -> tuple[list[Row], Path | None]:
-    config = plan.config
-    _check_own(plan, name)
-    seen = _check_images(plan)
+def _run(plan: Plan) -> tuple[list[Row], Path | None]:
+    config, name = plan.config, _name(plan.config)
+    seen = check_place(plan)
     _logger.info(header(plan))
     with signals() as stop:
         rows = fit(plan.task, plan.train_loader, plan.eval_loader, config, on_start=lambda: _note(config, seen))

@@ -158,10 +158,11 @@ class TestTeacherTraining:
         moved = {k for k, v in teacher.named_parameters() if not torch.equal(v, before[k])}
         assert moved and not [k for k in moved if k.startswith(('conv1', 'layer1'))]
 
-    def test_exports_when_the_best_checkpoint_was_written(self, tmp_path):
+    @pytest.mark.parametrize('epochs', [None, 1])
+    def test_exports_when_the_best_checkpoint_was_written(self, epochs, tmp_path):
         best = tmp_path / 'best.pt'
         model, _ = models()
-        config = dict(export={'folder': str(tmp_path / 'teacher')}, best_ckpt=str(best))
+        config = dict(export={'folder': str(tmp_path / 'teacher')}, best_ckpt=str(best), num_epochs=epochs)
         box = training_box(model, **config)
         for name in ('first', None, 'second'):
             before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -127,6 +127,11 @@ def test_digits_without_scikit_learn(monkeypatch):
         load_data(DataConfig(data='digits'))
 
 
+def test_a_device_that_the_task_is_not_on():
+    with pytest.raises(SFTeacherError, match=r"device='cuda:1', and the task is on cpu: move it there \(task.to\("):
+        training.fit(runs.task('plain'), *runs.loaders(), runs.settings(device='cuda:1'))
+
+
 def test_smoothing_that_nothing_would_do():
     task, config = runs.task('plain'), runs.settings(epochs=1, smoothing=0.1, mixup=0.)
     with pytest.raises(SFTeacherError, match=r'smoothing=0.1 has no effect.*CrossEntropyLoss.*criterion\(config\)'):

@@ -12,7 +12,7 @@ from sf_teacher import SFTeacherError
 from sf_teacher.training import loop
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
-from sf_teacher.training.run_folder import RunFolder
+from sf_teacher.training.run_folder import RunFolder, checkpoints
 from sf_teacher.training.settings_file import read_yaml
 
 from . import training_runs as runs
@@ -99,7 +99,7 @@ def test_killed_from_outside_at_a_random_time_it_resumes_to_the_same_end(seed, s
 def test_a_truncated_newest_checkpoint_gives_way_to_the_one_before(straight, tmp_path, caplog):
     output = tmp_path / 'run'
     runs.train(output, 'plain', epochs=2)
-    newest, _ = RunFolder.checkpoints(type('', (), {'path': output}))
+    newest, _ = checkpoints(output)
     newest.write_bytes(newest.read_bytes()[:-100])
     runs.train(output, 'plain', epochs=2, resume=True)
     assert 'checkpoint-00002.pt is damaged or truncated' in caplog.text

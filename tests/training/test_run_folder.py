@@ -12,7 +12,7 @@ import torch
 
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.training.checkpoint import DamagedCheckpoint, read_checkpoint
-from sf_teacher.training.run_folder import RunFolder
+from sf_teacher.training.run_folder import RunFolder, checkpoints
 from sf_teacher.training.settings import TeacherRun, TrainConfig
 from sf_teacher.training.settings_file import read_yaml
 from sf_teacher.validation import from_dict
@@ -95,7 +95,7 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     for epoch in (99998, 99999, 100000):
         (tmp_path / f'checkpoint-{epoch:05d}.pt').write_text('')
     folder = RunFolder(tmp_path, TrainConfig(), resume=True)
-    assert [p.name for p in folder.checkpoints()] == [f'checkpoint-{n}.pt' for n in (100000, 99999, 99998)]
+    assert [p.name for p in checkpoints(folder.path)] == [f'checkpoint-{n}.pt' for n in (100000, 99999, 99998)]
     folder.close()
 
 

@@ -73,6 +73,21 @@ def test_dry_run_prints_plan_and_cost_and_writes_nothing(more, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(('file', 'message'), [
+    ('config.yaml', 'run holds a run already: continue it with --resume, or choose another --output'),
+    ('teacher/mine.txt', 'the teacher could not be exported after training: .*move it away, or choose another output'),
+])
+def test_a_dry_run_refuses_what_the_run_would(file, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'run' / file).parent.mkdir(parents=True)
+    (tmp_path / 'run' / file).write_text('mine')
+    args = ['train', 'test_resnet', '--method', 'none', '--data', 'digits', '--epochs', '1', '--device', 'cpu',
+            '--output', 'run', '--dry-run']
+    assert cli.main(args) != 0
+    assert re.search(message, capsys.readouterr().err)
+    assert [p for p in (tmp_path / 'run').rglob('*') if p.is_file()] == [tmp_path / 'run' / file]
+
+
 @pytest.fixture
 def grey(tmp_path):
     """Images with one channel, in folders."""
@@ -95,7 +110,7 @@ def test_grey_images_are_trained_on_and_the_teacher_exported(more, grey, tmp_pat
         student = ['--student', 'test_resnet', '--data', str(grey), '--batch-size', '8', '--epochs', '1', '--device',
                    'cpu', '--workers', '0', '--model-kwargs', 'in_chans=1', '--output', str(tmp_path / 'student')]
         assert cli.main(['distill', '--teacher', str(tmp_path / 'run'), *student]) == 0
-        assert cli.main(['distill', '--teacher', f'local-dir:{tmp_path}/run/teacher', '--dry-run', *student]) == 0
+        assert cli.main(['distill', '--teacher', f'local-dir:{tmp_path}/run/teacher', '--dry-run', *student[:-2]]) == 0
 
 
 def test_a_student_alone_learns_from_grey_images(grey, tmp_path):
