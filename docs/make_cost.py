@@ -64,13 +64,19 @@ PROFILE = '''
 ## Where the excess is
 
 Measured by `step_profile.py` ({device}, {threads} thread, torch {torch}; {size} px, batches of {batch_size}, median of
-{rounds} rounds) for the pairs and methods with an eager row, memory kept, above 1.05 and some that are not; compiled
-steps were not profiled. If every kind of operator took as much longer as there are more FLOPs, the step ratio would be
-the FLOP ratio.
+{rounds} rounds) for the pairs and methods with an eager row, memory kept, above 1.05 and some that are not. If
+every kind of operator took as much longer as there are more FLOPs, the step ratio would be the FLOP ratio.
 What each adds to the difference, in parts of a plain step: **products** (convolutions, matrix products, attention),
 **normalisation**, the **optimizer**, and the **rest** (element by element, copies, pooling, reductions), with the
 GFLOP/s of the teacher's products and of the branches'.
 
+'''
+PROFILE_COMPILED = '''
+Two of the four compiled steps above 1.05, in the same way ({device}, {threads} thread, torch {torch}; median of {rounds} rounds).
+Normalisation, and products that are few, are in the fused loops of the rest then.
+
+'''
+PROFILE_HEAD = '''\
 | pair | method | FLOP ratio | step ratio | products | normalisation | optimizer | rest | GFLOP/s, plain | branches |
 |---|---|---|---|---|---|---|---|---|---|
 '''
@@ -109,12 +115,13 @@ def render(data: dict) -> str:
     for r in cheaper['rows']:
         text += (f'| {r["pair"]} | {r["way"]} | {r["flop_ratio"]:.2f} | {spread(r["step_ratio"])} | '
                  f'{r["excess"]:.2f} |\n')
-    profile = data['profile']
-    text += PROFILE.format(**profile['machine'], **profile['rows'][0])
-    for r in profile['rows']:
-        added = ' | '.join(f'{value:+.3f}' for value in r['added'].values())
-        text += (f'| {r["pair"]} | {r["method"].upper()} | {r["flop_ratio"]:.2f} | {r["step_ratio"]:.2f} | {added} | '
-                 f'{r["gflops"][0]:.0f} | {r["gflops"][1]:.0f} |\n')
+    for part, head in (('profile', PROFILE), ('profile_compiled', PROFILE_COMPILED)):
+        profile = data[part]
+        text += head.format(**profile['machine'], **profile['rows'][0]) + PROFILE_HEAD
+        for r in profile['rows']:
+            added = ' | '.join(f'{value:+.3f}' for value in r['added'].values())
+            text += (f'| {r["pair"]} | {r["method"].upper()} | {r["flop_ratio"]:.2f} | {r["step_ratio"]:.2f} | '
+                     f'{added} | {r["gflops"][0]:.0f} | {r["gflops"][1]:.0f} |\n')
     pool = data['pool']
     return text + '\n' + POOLED.format(
         teacher=pool['teacher'], pool=', '.join(pool['pool']),

@@ -27,7 +27,8 @@ KINDS = {'products': ('conv', 'addmm', 'bmm', '::mm', 'attention', 'linear'),
          'normalisation': ('batch_norm', 'layer_norm', 'group_norm'), 'optimizer': ('_foreach', 'optimizer')}
 ROWS = [(0, 'sftn'), (1, 'sftn'), (1, 'teskd'), (1, 'gtn'), (2, 'sftn'), (2, 'gtn'), (3, 'sftn'), (3, 'teskd'),
          (4, 'teskd')]
-ASKED = [f'{PAIRS[i]}:{method}' for i, method in ROWS]
+COMPILED = [(0, 'gtn'), (1, 'sftn'), (1, 'gtn'), (4, 'teskd')]
+ASKED = [f'{PAIRS[i]}:{method}' for i, method in ROWS] + [f'{PAIRS[i]}:{method}:compiled' for i, method in COMPILED]
 
 
 def kind_of(name):
@@ -107,10 +108,10 @@ def main():
         pair, method, *compiled = text.split(':')
         row = measure(pair, method, bool(compiled), args)
         print(json.dumps(row), flush=True)
-        data = stored(args)
-        known = data.get('profile', {}).get('rows', [])
-        rows = [r for r in known if any(r[name] != row[name] for name in ('pair', 'method', 'compiled'))] + [row]
-        data['profile'] = {'machine': machine(args.device), 'rows': rows}     # its own machine
+        data, part = stored(args), 'profile_compiled' if compiled else 'profile'
+        known = data.get(part, {}).get('rows', [])
+        rows = [r for r in known if any(r[name] != row[name] for name in ('pair', 'method'))] + [row]
+        data[part] = {'machine': machine(args.device), 'rows': rows}     # its own machine
         args.json.write_text(json.dumps(data, indent=1) + '\n')
 
 
