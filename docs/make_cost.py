@@ -72,8 +72,8 @@ GFLOP/s of the teacher's products and of the branches'.
 
 '''
 PROFILE_COMPILED = '''
-Two of the four compiled steps above 1.05, in the same way ({device}, {threads} thread, torch {torch}; median of {rounds} rounds).
-Normalisation, and products that are few, are in the fused loops of the rest then.
+Two of the four compiled steps above 1.05, in the same way ({device}, {threads} thread, torch {torch}; median of
+{rounds} rounds). Normalisation, and products that are few, are in the fused loops of the rest then.
 
 '''
 PROFILE_HEAD = '''\
