@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .header import header
 from .interruption import World
 from .loop import Loop
 from .planning import Plan
+from .run_folder import check_run
 from .runs import check_output, check_place
 from .signals import Stop
 
@@ -29,6 +31,7 @@ def dry_run(config: Any, plan: Callable[..., Plan]) -> str:
         check_output(config)
     planned = plan(config, decode=False)
     if config.output:
+        check_run(Path(config.output), planned.config, config.resume)
         check_place(planned)
     return _described(planned)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from timm.task import TrainingTask
+from timm.utils import unwrap_model
 
 from ..data.batches import check_loaders
 from ..data.known_labels import check_known_labels
@@ -93,7 +94,7 @@ def _as_given(task: TrainingTask) -> Iterator[None]:
     finally:
         for part, modules in zip(parts, given, strict=True):
             for name, module in modules.items():
-                if getattr(part, name) is not module:
+                if unwrap_model(getattr(part, name)) is unwrap_model(module):    # an average of this training stays
                     setattr(part, name, module)
         for name in ('eval_model', 'eval_model_ema'):
             if name not in given[0] and hasattr(task, name):

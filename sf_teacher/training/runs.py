@@ -22,7 +22,6 @@ from .header import header
 from .interruption import World
 from .loop import Row
 from .planning import Plan, plan_student, plan_teacher
-from .run_folder import check_run
 from .settings import StudentRun, TeacherRun
 from .signals import signals
 
@@ -53,7 +52,7 @@ def distill(config: StudentRun, data: Data | None = None) -> tuple[list[Row], Pa
 
 
 def check_place(plan: Plan) -> str:
-    """Find out before the training that the run cannot be written where its settings say, or not resumed there.
+    """Find out before the training that the run would replace a foreign export, or was begun with other images.
 
     Returns:
         What the run notes of its images.
@@ -61,7 +60,6 @@ def check_place(plan: Plan) -> str:
     Raises:
         SFTeacherError: Says what lies there, and what to do.
     """
-    check_run(Path(plan.config.output), plan.config, plan.config.resume)
     _check_own(plan, _name(plan.config))
     return _check_images(plan)
 

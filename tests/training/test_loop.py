@@ -186,6 +186,8 @@ def test_a_task_is_trained_a_second_time_as_if_the_first_had_not_wrapped_it(kind
             config = runs.settings(epochs=1, model_ema=True, model_ema_decay=0.5, torchcompile=backend, lr=lr)
             rows.append(fit(task, *runs.loaders(), config)[0])
             assert task.get_trainable_module() is given
+            average = evaluate(task, runs.loaders()[1], ema=True)       # that of this training
+            assert average['loss'] == pytest.approx(rows[-1]['eval_loss'], rel=1e-4)
         assert set(vars(task)) | set(task._modules) == parts | {'trainable_module_ema'}
     for plain, compiled in zip(rows[:2], rows[2:], strict=True):
         assert [plain[k] for k in ('train_loss', 'eval_loss')] == pytest.approx(
