@@ -22,7 +22,7 @@ import sf_teacher
 from sf_teacher.data.in_memory import InMemoryLoader
 from sf_teacher.training import TrainConfig
 from sf_teacher.training.interruption import Stop, World
-from sf_teacher.training.loop import Loop
+from sf_teacher.training.steps import Steps
 
 
 def bare_epoch(task: Any, optimizer: torch.optim.Optimizer, loader: InMemoryLoader) -> None:
@@ -57,7 +57,8 @@ def main() -> None:
 
     plain, ours = task(), task()
     optimizer = create_optimizer_v2(plain.get_trainable_module(), 'sgd', config.lr, config.weight_decay)
-    loop = Loop(ours, loader, None, config, World(), None, Stop())
+    steps = Steps(ours, loader, config, World(), Stop())
+    steps.wrap()
     clock = time.perf_counter if args.device == 'cuda' else time.process_time
     times: dict[str, list[float]] = {'bare': [], 'loop': []}
     for round_ in range(args.rounds + 1):
@@ -70,7 +71,7 @@ def main() -> None:
             if name == 'bare':
                 bare_epoch(plain, optimizer, loader)
             else:
-                loop.train_epoch(round_, None)
+                steps.train_epoch(round_, None)
             if args.device == 'cuda':
                 torch.cuda.synchronize()
             if round_:

@@ -11,11 +11,11 @@ import torch
 from ..joint_task import JointTask
 from .header import header
 from .interruption import World
-from .loop import Loop
 from .planning import Plan
 from .run_folder import check_run
 from .runs import check_output, check_place
 from .signals import Stop
+from .steps import Steps
 
 
 def dry_run(config: Any, plan: Callable[..., Plan]) -> str:
@@ -44,7 +44,7 @@ def _described(plan: Plan) -> str:
 
 
 def _seconds_a_step(plan: Plan) -> float:
-    """The fastest of three batches through the loop itself, so with its precision, layout, compilation and EMA."""
+    """The fastest of three batches through the steps of a run, so with its precision, layout, compilation and EMA."""
     images = torch.randn(plan.config.batch_size, *plan.config.input_size, device=plan.task.device)
     target = torch.randint(plan.config.num_classes, (len(images),), device=plan.task.device)
     batch: tuple[torch.Tensor, ...] = images, target
@@ -52,10 +52,11 @@ def _seconds_a_step(plan: Plan) -> float:
         plan.task.set_epoch(0, plan.config.epochs)
         if plan.task.method.needs_index:
             batch = images, target, torch.arange(len(images), device=plan.task.device)
-    loop, times = Loop(plan.task, [batch], None, plan.config, World.current(), None, Stop()), []
+    steps, times = Steps(plan.task, [batch], plan.config, World.current(), Stop()), []
+    steps.wrap()
     for _ in range(4):      # the first one compiles
         began = time.perf_counter()
-        loop.train_epoch(0, None)
+        steps.train_epoch(0, None)
         if plan.task.device.type == 'cuda':
             torch.cuda.synchronize(plan.task.device)
         times.append(time.perf_counter() - began)
