@@ -3,12 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import torch
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .joint import JointModel
 from .methods.base import Method, Progress, Step, weighted_sum
@@ -67,6 +68,42 @@ class JointTask(TrainingTask):
         loss = weighted_sum(terms, self.method.weights(self.progress))
         self.progress.step += self.joint.training
         return {'loss': loss, **terms, 'output': logits, 'branch_output': self.method.branch_logits(step)}
+
+    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> Self:
+        """Wrap what is trained in DistributedDataParallel; after `compile` where there is one.
+
+        Args:
+            device_ids: As in DistributedDataParallel, e.g. ``[local_rank]``; leave it out on the CPU.
+            **ddp_kwargs: Further arguments of DistributedDataParallel.
+
+        Returns:
+            The task itself.
+        """
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(    # type: ignore[override]  # as timm's tasks
+            self,
+            backend: str = 'inductor',
+            mode: str | None = None,
+            **compile_kwargs: Any,
+    ) -> nn.Module:
+        """Compile what is trained, and the plain model for evaluation.
+
+        Call it before `prepare_distributed`, as with every task of timm.
+
+        Args:
+            backend: As in `torch.compile`.
+            mode: As in `torch.compile`.
+            **compile_kwargs: Further arguments of `torch.compile`.
+
+        Returns:
+            The compiled plain model, which shares its weights with the task's.
+        """
+        compiled: Any = torch.compile(self.joint.model, backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = compiled
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        return compiled
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The plain model (compiled if the task is), or its EMA."""

@@ -130,11 +130,9 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
             **compile_kwargs: Any,
     ) -> nn.Module:
         """Compile student and simplifier for training, the plain student for evaluation, and the teacher."""
-        options: dict[str, Any] = dict(backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = cast(nn.Module, torch.compile(self.student, **options))
-        self.trainable_module = cast(nn.Module, torch.compile(self.trainable_module, **options))
+        compiled = super().compile(backend, mode, **compile_kwargs)
         self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
-        return self.eval_model
+        return compiled
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Parameters whose gradients are clipped, as `LogitDistillationTask` chooses them, and the simplifier's."""

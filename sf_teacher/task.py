@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from timm.utils import unwrap_model
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .checks import check_batch, check_model, check_placement, check_size, check_target
 from .errors import SFTeacherError
@@ -210,42 +209,6 @@ class StudentFriendlyTask(JointTask):
     def unwrap(self) -> nn.Module:
         """The plain teacher, as it came and trained; nothing of the task is left on it."""
         return self.teacher
-
-    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> StudentFriendlyTask:
-        """Wrap teacher and branches in DistributedDataParallel; after `compile` where there is one.
-
-        Args:
-            device_ids: As in DistributedDataParallel, e.g. ``[local_rank]``; leave it out on the CPU.
-            **ddp_kwargs: Further arguments of DistributedDataParallel.
-
-        Returns:
-            The task itself.
-        """
-        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
-        return self
-
-    def compile(    # type: ignore[override]  # as timm's tasks
-            self,
-            backend: str = 'inductor',
-            mode: str | None = None,
-            **compile_kwargs: Any,
-    ) -> nn.Module:
-        """Compile teacher and branches for training, and the plain teacher for evaluation.
-
-        Call it before `prepare_distributed`, as with every task of timm.
-
-        Args:
-            backend: As in `torch.compile`.
-            mode: As in `torch.compile`.
-            **compile_kwargs: Further arguments of `torch.compile`.
-
-        Returns:
-            The compiled teacher, which shares its weights with the task's.
-        """
-        compiled: Any = torch.compile(self.teacher, backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = compiled
-        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        return compiled
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Parameters whose gradients are clipped; `exclude_head` leaves out every classifier (adaptive clipping)."""
