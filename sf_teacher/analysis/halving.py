@@ -14,7 +14,8 @@ from ..errors import SettingError
 from ..validation import setting
 from .pilots import Candidate
 
-FULL_LENGTH = 4     # so many teachers are piloted for all epochs; of more, the worse half is left out first
+FULL_LENGTH = 8     # so many teachers are piloted for all epochs; more are thinned out first
+KEPT = 3            # one of so many, after pilots as many times shorter: with 2, two rounds cost as much as no thinning
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Round:
 
 def rungs(teachers: int, epochs: int) -> list[int]:
     """The epochs of each round of successive halving; there are none where there is nothing to choose."""
-    count = math.ceil(math.log2(max(teachers / FULL_LENGTH, 1))) + 1 if teachers > 1 else 0
-    return [max(epochs // 2 ** (count - 1 - i), 1) for i in range(count)]
+    count = math.ceil(math.log(max(teachers / FULL_LENGTH, 1), KEPT)) + 1 if teachers > 1 else 0
+    return [max(epochs // KEPT ** (count - 1 - i), 1) for i in range(count)]
 
 
 def pilot_epochs(teachers: int, temperatures: int, epochs: int, seeds: int, beside: int = 0) -> int:
@@ -50,8 +51,8 @@ def choose(
 ) -> tuple[list[Round], list[Candidate]]:
     """The temperature of the baseline, the best other teacher at that temperature, and the temperature of that one.
 
-    The other teachers are thinned out by successive halving: pilot all of them briefly, keep the better half, pilot it
-    for longer, and so on.
+    More than `FULL_LENGTH` other teachers are thinned out by successive halving, here by thirds: pilot all of them
+    briefly, keep the best third, pilot it for longer, and so on.
 
     Args:
         folders: Of the teachers, the baseline first.
@@ -76,7 +77,7 @@ def choose(
     finalists = piloted([Candidate(baseline, t) for t in temperatures], epochs)[:1]
     left = [Candidate(folder, finalists[0].temperature) for folder in others]
     for of_round in rungs(len(left), epochs):
-        left = piloted(left, of_round)[:math.ceil(len(left) / 2)]
+        left = piloted(left, of_round)[:math.ceil(len(left) / KEPT)]
     if left:
         finalists += piloted([Candidate(left[0].folder, t) for t in temperatures], epochs)[:1]
     return done, finalists

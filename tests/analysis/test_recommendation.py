@@ -66,13 +66,21 @@ def test_the_baseline_gets_its_temperature_then_the_best_other_teacher_gets_its_
     assert len(set(asked)) * 6 + (2 + 1) * 5 * 6 == halving.pilot_epochs(3, 4, 6, 5, beside=1)
 
 
-def test_many_teachers_are_thinned_out_by_successive_halving():
-    folders = [f'{i:02d}' for i in range(18)]
-    (rounds, finalists), asked = choose(folders, (4.,), 10, lambda c: int(c.folder) % 11)
-    assert [(r.epochs, len(r.top1)) for r in rounds] == [(1, 17), (2, 9), (5, 5), (10, 3)]
-    assert finalists == [Candidate('00', 4.), Candidate('10', 4.)]
+@pytest.mark.parametrize(('teachers', 'expected'), [
+    (9, [(10, 8)]), (18, [(3, 17), (10, 6)]), (76, [(1, 75), (1, 25), (3, 9), (10, 3)])])
+def test_many_teachers_are_thinned_out_by_successive_halving(teachers, expected):
+    folders = [f'{i:02d}' for i in range(teachers)]
+    (rounds, finalists), asked = choose(folders, (4.,), 10, lambda c: int(c.folder))
+    assert [(r.epochs, len(r.top1)) for r in rounds] == expected
+    assert finalists == [Candidate('00', 4.), Candidate(folders[-1], 4.)]
     assert all(set(after.top1) < set(before.top1) for before, after in pairwise(rounds))
-    assert sum(epochs for _, epochs in asked) + 2 * 5 * 10 == halving.pilot_epochs(18, 1, 10, 5)
+    assert sum(epochs for _, epochs in set(asked)) + 2 * 5 * 10 == halving.pilot_epochs(teachers, 1, 10, 5)
+
+
+def test_thinning_out_costs_less_than_long_pilots_of_all():
+    long = {n: 90 * (n - 1 + 2) for n in range(3, 100)}
+    assert all(halving.pilot_epochs(n, 1, 90, 1) == long[n] for n in range(3, 10))
+    assert all(halving.pilot_epochs(n, 1, 90, 1) <= 0.8 * long[n] for n in range(10, 100))
 
 
 @pytest.mark.parametrize(('folders', 'temperatures'), [('a', (4.,)), ('ab', (4.,)), ('a', TEMPERATURES), (
