@@ -5,9 +5,9 @@
 The candidates are the teachers of the selection seed whose students of every temperature are done (`run.py few_labels`
 made them; their weights are in WORK). The advisor sees the students' images, with labels where they have them, and the
 held-out images, and pilots within its budget. Its regret is the test accuracy of the full-length student of the best
-candidate, less that of the candidate that it recommends, or that leads in its pilots. The best of several single
-trainings is lucky too, so that nobody's regret would be 0. Each pair and budget is a JSON file in results/advisor/;
-`results.py` shows them.
+candidate, less that of the candidate that it recommends; beside it is that of the baseline at the temperature that its
+pilots chose. The best of several single trainings is lucky too, so that nobody's regret would be 0. Each pair and
+budget is a JSON file in results/advisor/; `results.py` shows them.
 """
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def settings(protocol: Protocol, pair: str, teachers: Iterable[str], output: Pat
 
 
 def regrets(result: Result) -> dict[str, float]:
-    """Points of the recommended candidate, and of the one that led, below the best."""
+    """Points of the baseline and of the recommended candidate below the best."""
     full = {(arm, t): top1 for arm, t, top1 in result['candidates']}
-    return {name: max(full.values()) - full[tuple(result[name])] for name in ('recommended', 'leader')}
+    return {name: max(full.values()) - full[tuple(result[name])] for name in ('baseline', 'recommended')}
 
 
 def shown() -> str:
     """The table of what has been run."""
     found = [json.loads(path.read_text()) for path in (RESULTS / ADVISOR).glob('*.json')]
-    head = ('protocol, pair', 'pilots', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'recommended',
-            'its student, %', 'regret', 'led in the pilots', 'its student, %', 'regret', 'best candidate',
+    head = ('protocol, pair', 'pilots', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'baseline',
+            'its student, %', 'regret', 'recommended', 'its student, %', 'regret', 'best candidate',
             'its student, %', 'worst, %')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for r in sorted(found, key=lambda r: (r['protocol'], r['pair'], r['seconds'])):
@@ -137,14 +137,14 @@ def main() -> None:
     except SFTeacherError as error:
         parser.error(str(error))
     print(table(found))
-    taken = found['recommendation']
-    chosen = {'recommended': [folders[taken['teacher']], taken['temperature']],
-              'leader': [folders[taken['leader']['folder']], taken['leader']['temperature']]}
+    taken, baseline = found['recommendation'], found['teachers'][found['baseline']]
+    chosen = {'baseline': [folders[baseline['folder']], baseline['temperature']],
+              'recommended': [folders[taken['teacher']], taken['temperature']]}
     candidates = [[arm, t, each[t]['top1']] for arm, each in students.items() for t in each]
     result = {
         'protocol': path.stem, 'pair': pair, 'seed': seed, 'budget': args.budget, 'epochs': found['epochs'],
         'seconds': round(taken['seconds'], 1), 'rounds': found['rounds'], **chosen, 'candidates': candidates,
-        'text': taken['text'], 'machine': machine(torch.device('cpu'))}
+        'sure': taken['sure'], 'text': taken['text'], 'machine': machine(torch.device('cpu'))}
     (args.results / ADVISOR).mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + '\n'
     for folder, name in folders.items():

@@ -47,28 +47,31 @@ def recommend(
         candidates: int,
         seconds: float,
 ) -> dict[str, Any]:
-    """The best other teacher if it is surely better than the baseline, or else the baseline."""
+    """The best other teacher if its students are the better ones, surely or not, or else the baseline.
+
+    Both are trained already, so that to take the one that leads costs nothing; whether it is sure is said.
+    """
     against = next((c for c in comparisons if c['reference'] == baseline), None)
     beside = next((c for c in comparisons if c['reference'] not in (baseline, ALONE)), None)
-    gain = against if against and against['kind'] == 'gain' else None
+    gain = against if against and against['mean'] > 0 else None
     chosen = gain['teacher'] if gain else baseline
-    take = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
+    sure = against is None or against['kind'] != 'no gain'
+    text = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
+    best = f', the best of {candidates - 1} others' if candidates > 2 else ''
     if against is None:
-        text = f'{take}, the only teacher'
+        text += ', the only teacher'
     elif gain:
-        text = f'{take}: {_points(gain)} points over {baseline}'
+        text += f'{best}: {_points(gain)} points over {baseline}'
         if beside:
             text += f'; {_points(beside)} over {beside["reference"]}, trained on for as long'
     else:
-        other = against['teacher'] if candidates == 2 else f'the best of {candidates - 1} others, {against["teacher"]},'
-        text = f'{take}, the baseline at its best temperature: {other} made {_points(against)} points'
-        if against['kind'] == 'no gain':
-            text = f'no sure difference: {text}' + ('; more epochs or seeds may tell' if against['mean'] > 0 else '')
+        other = f'{best[2:]}, {against["teacher"]},' if best else against['teacher']
+        text += f', the baseline at its best temperature: {other} made {_points(against)} points'
+    if not sure:
+        text = f'no sure difference: {text}; more validation images, seeds or epochs may tell'
     text += f' ({seconds / 60:.1f} minutes of training)'
-    led = against['teacher'] if against and against['mean'] > 0 else baseline
     return {'teacher': teachers[chosen]['folder'], 'temperature': teachers[chosen]['temperature'], 'text': text,
-            'gain': gain and gain['mean'], 'half_width': gain and gain['half_width'], 'seconds': seconds,
-            'leader': {name: teachers[led][name] for name in ('folder', 'temperature')}}
+            'sure': sure, 'gain': gain and gain['mean'], 'half_width': gain and gain['half_width'], 'seconds': seconds}
 
 
 def _points(comparison: dict[str, Any]) -> str:

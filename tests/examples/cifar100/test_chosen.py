@@ -111,7 +111,7 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
             if r['kind'] == 'student' and r['seed'] == 100 and r['arm'] == 'standard'}
     assert {t: top1 for _, t, top1 in found['candidates']} == full and found['epochs'] == 2
     printed = capsys.readouterr().out
-    for name in ('recommended', 'leader'):
+    for name in ('baseline', 'recommended'):
         arm, temperature = found[name]
         assert arm == 'standard' and f'{name}: standard at T = {temperature:g}, regret ' \
             f'{max(full.values()) - full[temperature]:.2f} of 2 candidates' in printed
