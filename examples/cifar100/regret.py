@@ -86,8 +86,8 @@ def shown() -> str:
     """The table of what has been run."""
     found = [json.loads(path.read_text()) for path in (RESULTS / ADVISOR).glob('*.json')]
     head = ('protocol, pair', 'pilots', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'baseline',
-            'its student, %', 'regret', 'recommended', 'its student, %', 'regret', 'best candidate',
-            'its student, %', 'worst, %')
+            'its student, %', 'regret', 'recommended', 'its lead in the pilots', 'its student, %', 'regret',
+            'best candidate', 'its student, %', 'worst, %')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for r in sorted(found, key=lambda r: (r['protocol'], r['pair'], r['seconds'])):
         full = {(arm, t): top1 for arm, t, top1 in r['candidates']}
@@ -97,10 +97,15 @@ def shown() -> str:
                  str(len(full))]
         for name, regret in regrets(r).items():
             arm, t = r[name]
-            cells += [f'{arm} at T = {t:g}', f'{full[arm, t]:.2f}', f'{regret:.2f}']
+            lead = [] if name == 'baseline' else [_lead(r)]
+            cells += [f'{arm} at T = {t:g}', *lead, f'{full[arm, t]:.2f}', f'{regret:.2f}']
         cells += [f'{best[0]} at T = {best[1]:g}', f'{full[best]:.2f}', f'{min(full.values()):.2f}']
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def _lead(result: Result) -> str:
+    return '-' if result['gain'] is None else f'{result["gain"]:+.2f} ± {result["half_width"]:.2f}'
 
 
 def main() -> None:
@@ -144,7 +149,8 @@ def main() -> None:
     result = {
         'protocol': path.stem, 'pair': pair, 'seed': seed, 'budget': args.budget, 'epochs': found['epochs'],
         'seconds': round(taken['seconds'], 1), 'rounds': found['rounds'], **chosen, 'candidates': candidates,
-        'sure': taken['sure'], 'text': taken['text'], 'machine': machine(torch.device('cpu'))}
+        **{name: taken[name] for name in ('gain', 'half_width', 'sure', 'text')},
+        'machine': machine(torch.device('cpu'))}
     (args.results / ADVISOR).mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + '\n'
     for folder, name in folders.items():

@@ -26,7 +26,10 @@ class Round:
 
 
 def rungs(teachers: int, epochs: int) -> list[int]:
-    """The epochs of each round of successive halving; there are none where there is nothing to choose."""
+    """The epochs of each round of successive halving; there are none where there is nothing to choose.
+
+    Where epochs are few, rounds may have as many of them: a later one then cuts further by the same pilots.
+    """
     count = math.ceil(math.log(max(teachers / FULL_LENGTH, 1), KEPT)) + 1 if teachers > 1 else 0
     return [max(epochs // KEPT ** (count - 1 - i), 1) for i in range(count)]
 

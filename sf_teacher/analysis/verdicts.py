@@ -47,11 +47,11 @@ def recommend(
         candidates: int,
         seconds: float,
 ) -> dict[str, Any]:
-    """The best other teacher if its students are the better ones, surely or not, or else the baseline.
+    """The teacher whose students are the best, surely or not: the baseline, the best other one, or that one's twin.
 
-    Both are trained already, so that to take the one that leads costs nothing; whether it is sure is said.
+    All are trained already, so that to take the one that leads costs nothing; whether it is sure is said.
     """
-    against = next((c for c in comparisons if c['reference'] == baseline), None)
+    against = max((c for c in comparisons if c['reference'] == baseline), key=lambda c: c['mean'], default=None)
     beside = next((c for c in comparisons if c['reference'] not in (baseline, ALONE)), None)
     gain = against if against and against['mean'] > 0 else None
     chosen = gain['teacher'] if gain else baseline
@@ -62,8 +62,10 @@ def recommend(
         text += ', the only teacher'
     elif gain:
         text += f'{best}: {_points(gain)} points over {baseline}'
-        if beside:
+        if beside and chosen == beside['teacher']:
             text += f'; {_points(beside)} over {beside["reference"]}, trained on for as long'
+        elif beside:
+            text += f'; {beside["teacher"]}, trained on for as long, made {_points(beside)} points over it'
     else:
         other = f'{best[2:]}, {against["teacher"]},' if best else against['teacher']
         text += f', the baseline at its best temperature: {other} made {_points(against)} points'

@@ -16,6 +16,7 @@ from .run_folder import check_run
 from .runs import check_output, check_place
 from .signals import Stop
 from .steps import Steps
+from .trackers import check_tracker
 
 
 def dry_run(config: Any, plan: Callable[..., Plan]) -> str:
@@ -33,6 +34,7 @@ def dry_run(config: Any, plan: Callable[..., Plan]) -> str:
     if config.output:
         check_run(Path(config.output), planned.config, config.resume)
         check_place(planned)
+    check_tracker(planned.config)
     return _described(planned)
 
 

@@ -28,7 +28,7 @@ from .signals import Stop
 
 
 class Steps:
-    """Optimizer, schedule, precision and mixing of a task, and its steps.
+    """Optimizer, schedule, precision and mixing of a task, and its steps; call `wrap` before the first pass.
 
     Args:
         task: What is trained.
@@ -46,6 +46,7 @@ class Steps:
         self.guard = Guard(world, stop, config.output, trainable(task))
         self.lowest_label = lowest_label(task)
         self.labels_checked = False
+        self.clip: list[torch.nn.Parameter] = []
         self.updates = math.ceil(len(loader) / config.grad_accum_steps)
         self.mixup = create_mixup(task, config) if config.mixes else None
         if config.channels_last:
@@ -83,7 +84,8 @@ class Steps:
                 task.compile_ema(backend=config.torchcompile)
         if self.world.size > 1:
             task.prepare_distributed(device_ids=[self.device] if self.device.type == 'cuda' else None)
-        self.clip = list(task.get_clip_parameters('agc' in config.clip_mode)) if config.clip_grad is not None else []
+        if config.clip_grad is not None:
+            self.clip = list(task.get_clip_parameters('agc' in config.clip_mode))
 
     def train_epoch(self, epoch: int, progress: Progress | None) -> tuple[Average, int]:
         """One pass over the training images: the averages of everything watched, and the number of images."""

@@ -117,6 +117,23 @@ def test_the_recommendation_is_the_better_one_and_says_whether_it_is_sure(gains,
         (pytest.approx(sum(gains) / 3), pytest.approx(interval(gains)[1])) if led else (None, None))
 
 
+@pytest.mark.parametrize(('branches', 'text'), [
+    (1., 'take b at T = 4, the best of 2 others: +1.00 [-1.48, +3.48] points over A; +0.50 [+0.47, +0.53] over C, '
+         'trained on for as long'),
+    (0., 'take c at T = 4, the best of 2 others: +0.50 [-1.98, +2.98] points over A; B, trained on for as long, made '
+         '-0.50 [-0.53, -0.47] points over it'),
+])
+def test_of_two_that_were_trained_on_the_better_one_is_named(branches, text):
+    gains = (-1., 0., 1.)
+    arms = {'A': [student(50.)] * 3, 'B': [student(50. + branches + g) for g in gains],
+            'C': [student(50.5 + g) for g in gains]}
+    teachers = {'A': {'folder': 'a', 'temperature': 2.}, 'B': {'folder': 'b', 'temperature': 4.},
+                'C': {'folder': 'c', 'temperature': 4.}}
+    comparisons = [compare(arms, 'B', 'A'), compare(arms, 'C', 'A'), compare(arms, 'B', 'C')]
+    assert recommend(teachers, comparisons, 'A', 3, 60.)['text'] == (
+        f'no sure difference: {text}; {MORE} (1.0 minutes of training)')
+
+
 def test_a_report_of_one_teacher_recommends_its_temperature():
     found = recommend({'A': {'folder': 'a', 'temperature': 2.}}, [], 'A', 1, 60.)
     assert found['text'] == 'take a at T = 2, the only teacher (1.0 minutes of training)' and found['gain'] is None

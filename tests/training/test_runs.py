@@ -88,6 +88,17 @@ def test_a_dry_run_refuses_what_the_run_would(file, message, tmp_path, monkeypat
     assert [p for p in (tmp_path / 'run').rglob('*') if p.is_file()] == [tmp_path / 'run' / file]
 
 
+def test_a_dry_run_refuses_a_tracker_that_is_not_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sf_teacher.training.trackers.find_spec', lambda name: None)
+    args = ['train', 'test_resnet', '--method', 'none', '--data', 'digits', '--epochs', '1', '--device', 'cpu',
+            '--log-with', 'wandb', '--dry-run']
+    assert cli.main([*args, '--output', 'run']) != 0
+    assert '--log-with wandb needs wandb: pip install wandb accelerate' in capsys.readouterr().err
+    assert cli.main(args) != 0 and 'has no effect without --output' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def grey(tmp_path):
     """Images with one channel, in folders."""

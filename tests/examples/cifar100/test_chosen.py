@@ -109,7 +109,7 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
     found = json.loads((results / 'advisor' / 'two-by-name-2h.json').read_text())
     full = {r['settings']['kd']['temperature']: r['top1'] for r in chosen.values()
             if r['kind'] == 'student' and r['seed'] == 100 and r['arm'] == 'standard'}
-    assert {t: top1 for _, t, top1 in found['candidates']} == full and found['epochs'] == 2
+    assert {t: top1 for _, t, top1 in found['candidates']} == full and found['epochs'] == 2 and found['sure']
     printed = capsys.readouterr().out
     for name in ('baseline', 'recommended'):
         arm, temperature = found[name]
@@ -117,6 +117,20 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
             f'{max(full.values()) - full[temperature]:.2f} of 2 candidates' in printed
     images = tiny / 'chosen' / 'advisor-two-by-name-2h' / 'images'
     assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
+
+
+def test_regret_is_below_the_best_of_all_and_the_table_has_baseline_and_recommendation(modules, tmp_path, monkeypatch):
+    regret = modules['regret']
+    result = {'protocol': 'p', 'pair': 'q', 'budget': '20m', 'seconds': 60., 'epochs': 5, 'rounds': [],
+              'baseline': ['standard', 4.], 'recommended': ['SFTN', 8.], 'gain': 1.25, 'half_width': 2., 'sure': False,
+              'candidates': [['standard', 4., 50.], ['SFTN', 8., 52.5], ['SFTN', 4., 53.]]}
+    assert regret.regrets(result) == {'baseline': 3., 'recommended': 0.5}
+    (tmp_path / 'advisor').mkdir()
+    (tmp_path / 'advisor' / 'a.json').write_text(json.dumps(result))
+    monkeypatch.setattr(regret, 'RESULTS', tmp_path)
+    assert regret.shown().splitlines()[-1] == (
+        '| p, q | in three steps | 20m | 1.0 | 5 | 3 | standard at T = 4 | 50.00 | 3.00 | SFTN at T = 8 | +1.25 ± 2.00 '
+        '| 52.50 | 0.50 | SFTN at T = 4 | 53.00 | 50.00 |')
 
 
 @pytest.mark.parametrize(('name', 'unlabelled'), [('few_labels', True), ('few_images', False), ('all_images', False)])
