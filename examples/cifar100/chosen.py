@@ -121,6 +121,13 @@ def reported(name: str) -> list[str]:
             if any(row.students for name, row in found.items() if name not in (ALONE, STANDARD))]
 
 
+def screened(name: str) -> list[str]:
+    """What the validation images chose among in each pair of a protocol."""
+    protocol = read(HERE / f'{name}.yaml')
+    return [f'**{title}**\n\n{selected}' for title, found in by_student(protocol)
+            if (selected := selection_table(protocol, found))]
+
+
 def by_student(protocol: Protocol) -> Iterator[tuple[str, dict[str, Row]]]:
     """Each student of each pair: its title and its rows."""
     done = results_of(protocol)

@@ -122,11 +122,12 @@ def document() -> str:
 
 
 def overview() -> str:
-    """docs/results.md, with the tables of cpu.yaml and few_labels*.yaml and of the advisor between their marks."""
+    """docs/results.md, with the tables of cpu.yaml, few_labels*.yaml, few_images.yaml and the advisor between marks."""
     protocol = read(HERE / 'cpu.yaml')
     text = OVERVIEW.read_text(encoding='utf-8')
     for name, tables in (('cpu', [table(protocol, collect(protocol, pair)) for pair in protocol.pairs]),
                          *((name, chosen.reported(name)) for name in chosen.CHOSEN if name.startswith('few_labels')),
+                         ('few_images', chosen.screened('few_images') + chosen.reported('few_images')),
                          ('regret', [regret.shown()])):
         begin, end = f'<!-- {name}, by examples/cifar100/results.py -->', f'<!-- end of {name} -->'
         before, rest = text.split(begin)
