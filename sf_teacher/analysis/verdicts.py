@@ -57,17 +57,18 @@ def recommend(
     chosen = gain['teacher'] if gain else baseline
     sure = against is None or against['kind'] != 'no gain'
     text = f'take {teachers[chosen]["folder"]} at T = {teachers[chosen]["temperature"]:g}'
-    best = f', the best of {candidates - 1} others' if candidates > 2 else ''
+    best = f'the best of {candidates - 1} others' if candidates > 2 else ''
     if against is None:
         text += ', the only teacher'
     elif gain:
-        text += f'{best}: {_points(gain)} points over {baseline}'
+        text += f', {best}' if best else ''
+        text += f': {_points(gain)} points over {baseline}'
         if beside and chosen == beside['teacher']:
             text += f'; {_points(beside)} over {beside["reference"]}, trained on for as long'
         elif beside:
             text += f'; {beside["teacher"]}, trained on for as long, made {_points(beside)} points over it'
     else:
-        other = f'{best[2:]}, {against["teacher"]},' if best else against['teacher']
+        other = f'{best}, {against["teacher"]},' if best else against['teacher']
         text += f', the baseline at its best temperature: {other} made {_points(against)} points'
     if not sure:
         text = f'no sure difference: {text}; more validation images, seeds or epochs may tell'

@@ -46,7 +46,7 @@ class Loop:
     ) -> None:
         check_tracker(config)
         self.task, self.config, self.world, self.folder, self.stop = task, config, world, folder, stop
-        self.train_loader, self.eval_loader, self.device = train_loader, eval_loader, task.device
+        self.eval_loader, self.device = eval_loader, task.device
         self.rows: list[Row] = []
         self.start, self.best = 0, None     # type: tuple[int, Row | None]
         self.steps = Steps(task, train_loader, config, world, stop)
@@ -92,7 +92,7 @@ class Loop:
 
     def _epoch(self, epoch: int, progress: Progress | None) -> Row:
         """Train, evaluate and save one epoch; its row."""
-        set_epoch(self.train_loader, epoch)
+        set_epoch(self.steps.loader, epoch)
         if isinstance(self.task, JointTask):
             self.task.set_epoch(epoch, self.steps.epochs)
         if self.device.type == 'cuda':
