@@ -9,7 +9,7 @@ from typing import Any
 from ..data.datasets import Data
 from ..data.fingerprint import fingerprint
 from ..data.settings import DataConfig
-from ..exporting.exported import exported_folder
+from ..exporting.verify import exported_folder
 from ..training.planning import STANDARD
 from ..training.runs import train_teacher
 from ..training.settings import TeacherRun, TrainConfig

@@ -17,7 +17,7 @@ from torch import nn
 from ..data.datasets import Data
 from ..data.fingerprint import fingerprint
 from ..errors import SFTeacherError
-from ..exporting.exported import exported_folder
+from ..exporting.verify import exported_folder
 from ..files import write_atomically
 from ..functional import calibration_error, entropy, kl_divergence, linear_cka, top1
 from ..split.pairing import default_boundaries, pair_boundaries

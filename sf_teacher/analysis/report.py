@@ -16,7 +16,8 @@ from ..data.datasets import Data, load_data
 from ..data.settings import NO_SPLIT
 from ..data.unlabelled import with_unlabelled
 from ..errors import SettingError, SFTeacherError
-from ..exporting.exported import exported_folder, load_teacher
+from ..exporting.exported import load_teacher
+from ..exporting.verify import exported_folder
 from ..files import write_atomically
 from ..training.planning import plan_teacher
 from ..validation import setting

@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..exporting.exported import exported_folder
     from ..exporting.push import push
+    from ..exporting.verify import exported_folder
 
     folder = exported_folder(args.folder)
     url = push(folder, args.repo, private=args.private, factory=args.factory, dry_run=args.dry_run)

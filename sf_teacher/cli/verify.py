@@ -17,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..exporting.exported import exported_folder
-    from ..exporting.verify import verify
+    from ..exporting.verify import exported_folder, verify
 
     folder = exported_folder(args.folder)
     report = verify(folder, tolerance=args.tolerance, factory=args.factory)

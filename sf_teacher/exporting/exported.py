@@ -2,21 +2,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import timm
 from torch import nn
 
 from ..errors import SFTeacherError
 from ..validation import setting
-from .verify import check_folder
-
-
-def exported_folder(folder: str) -> Path:
-    """Where the exported files are: the folder itself or, if it is that of a run, the one in it."""
-    path = Path(folder.removeprefix('local-dir:'))
-    places = (path, path / 'teacher', path / 'student')
-    return next((place for place in places if os.path.exists(place / 'config.json')), path)
+from .verify import check_folder, exported_folder
 
 
 def load_teacher(folder: str) -> nn.Module:

@@ -1,12 +1,11 @@
 """Share an exported folder on the Hugging Face Hub, where timm reads it as `hf-hub:REPO`."""
 import os
-from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors
 
 from ..errors import SFTeacherError, first_line
-from .verify import verify
+from .verify import exported_folder, verify
 from .writer import FILES
 
 
@@ -25,7 +24,7 @@ def push(
     The token is that of `hf auth login` or of the environment variable ``HF_TOKEN``.
 
     Args:
-        folder: What `export` wrote.
+        folder: What `export` wrote, or the folder of a run that did; ``local-dir:`` before it or not.
         repo: "user/name" or "organisation/name"; made if it does not exist.
         private: Whether a new repository is private; one that exists stays as it is.
         factory: See `verify`.
@@ -41,10 +40,11 @@ def push(
         huggingface_hub.utils.validate_repo_id(repo)    # type: ignore[attr-defined]
     except errors.HFValidationError as e:
         raise SFTeacherError(f'repo={repo!r} is no name of a repository, "user/name": {e}') from e
-    verify(folder, factory=factory)
+    path = exported_folder(folder)
+    verify(path, factory=factory)
     if dry_run:
         return f'{huggingface_hub.constants.ENDPOINT}/{repo}'
-    path, api = Path(folder).expanduser(), huggingface_hub.HfApi(library_name='sf_teacher')
+    api = huggingface_hub.HfApi(library_name='sf_teacher')
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(

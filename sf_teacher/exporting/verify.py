@@ -42,6 +42,22 @@ def run_check(
         return {'ok': False, 'about': 'build', 'reason': f'the fresh process ended with {done.returncode}: {tail}'}
 
 
+def local_path(folder: str | os.PathLike[str]) -> Path:
+    """A folder without the ``local-dir:`` that timm has before it in names of models."""
+    return Path(folder[len(LOCAL):] if isinstance(folder, str) and folder.lower().startswith(LOCAL) else folder)
+
+
+def exported_folder(folder: str | os.PathLike[str]) -> Path:
+    """Where the exported files are: the folder itself or, if it is that of a run, the one in it."""
+    try:
+        path = local_path(folder).expanduser()
+        path.resolve()
+    except (OSError, ValueError, RuntimeError) as e:    # a NUL, a loop of links, no home
+        raise SFTeacherError(f'no folder can be called {os.fspath(folder)!r}: {e}') from e
+    places = (path, path / 'teacher', path / 'student')
+    return next((place for place in places if os.path.exists(place / reload.CONFIG)), path)
+
+
 def check_folder(folder: str | os.PathLike[str], files: Collection[str] = (reload.WEIGHTS,)) -> dict[str, Any]:
     """Check a folder before timm loads it: what it asks for, and that it is what was exported.
 
@@ -60,7 +76,7 @@ def check_folder(folder: str | os.PathLike[str], files: Collection[str] = (reloa
         SFTeacherError: The folder asks for more than building a model, cannot be read, was changed after its export,
             or holds weights that are not finite.
     """
-    path = Path(folder[len(LOCAL):] if isinstance(folder, str) and folder.lower().startswith(LOCAL) else folder)
+    path = local_path(folder)
     try:
         config = reload.read_config(path)
         if (path / reload.PROBE).exists():
@@ -87,7 +103,7 @@ def verify(
     anything pickled, and compares files, weights, preprocessing and the logits of the stored probe.
 
     Args:
-        folder: A folder written by `export`.
+        folder: A folder written by `export`, or that of a run which wrote one; ``local-dir:`` before it or not.
         tolerance: Largest difference of logits allowed, as a fraction of the largest stored logit. Another torch,
             another processor or another number of threads rounds differently; 0 asks for bit-equality.
         factory: "package.module:function" for a teacher that timm cannot build by name.
@@ -100,7 +116,7 @@ def verify(
     """
     if not 0 <= tolerance < 1:
         raise SFTeacherError(f'tolerance is a fraction of the largest logit, 0 <= tolerance < 1, got {tolerance}')
-    folder = Path(folder).expanduser().resolve()
+    folder = exported_folder(folder).resolve()
     report = run_check(folder, tolerance, factory)
     if not report.pop('ok'):
         raise SFTeacherError(f"{folder}: {report['reason']}")

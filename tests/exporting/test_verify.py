@@ -44,6 +44,8 @@ def test_what_a_run_exported_is_found_in_its_folder(name, folder, tmp_path, caps
     for place in ('run', f'run/{name}'):
         assert cli.main(['verify', str(tmp_path / place)]) == 0
         assert f'{tmp_path}/run/{name}: test_resnet, 7 classes' in capsys.readouterr().out
+        for given in (f'local-dir:{tmp_path}/{place}', tmp_path / place):
+            assert verify(given)['arch'] == 'test_resnet'
     assert cli.main(['push', str(tmp_path / 'run'), 'alice/teacher', '--dry-run']) == 0
 
 
@@ -108,6 +110,12 @@ def test_verify_tolerance(broken):
             verify(broken, tolerance=tolerance)
     with pytest.raises(SFTeacherError, match=r'0 <= tolerance < 1, got 2'):
         verify(broken, tolerance=2)
+
+
+@pytest.mark.parametrize('name', ['a\0b', '~nobody-has-this-name/a'])
+def test_verify_what_no_folder_is_called(name):
+    with pytest.raises(SFTeacherError, match=r'no folder can be called .*(null byte|home directory)'):
+        verify(name)
 
 
 def test_verify_what_is_no_export(tmp_path):
