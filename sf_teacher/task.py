@@ -16,7 +16,7 @@ from .errors import SFTeacherError
 from .exporting.architecture import name_of
 from .joint_task import JointTask
 from .methods import get_method
-from .methods.base import Context, Criterion, Method, options
+from .methods.base import Context, Criterion, Method, changed_options
 from .split.boundaries import Size, default_input_size
 from .split.selection import Boundaries
 
@@ -220,7 +220,7 @@ class StudentFriendlyTask(JointTask):
         def millions(module: nn.Module | None) -> str:
             return f'{sum(p.numel() for p in module.parameters()) / 1e6 if module is not None else 0:.2f} M parameters'
 
-        settings = ', '.join(f'{k}={v!r}' for k, v in options(self.method).items())
+        settings = ', '.join(f'{k}={v!r}' for k, v in changed_options(self.method).items())
         lines = [
             f'{type(self).__name__}(',
             f'  method: {type(self.method).__name__}({settings})',

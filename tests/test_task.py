@@ -175,9 +175,9 @@ def test_compiles_without_graph_breaks(teacher, student, size):
 
 
 def test_repr_tells_teacher_student_transforms_and_cost():
-    text = repr(make('test_resnet', 'resnet18'))
+    text = repr(make('test_resnet', 'resnet18', method=SFTN(kl_weight=0.5)))
     added = sum(p.numel() for p in make('test_resnet', 'resnet18').branches.parameters())
-    assert 'SFTN(' in text and 'kl_weight=' in text and 'resnet18' in text
+    assert '  method: SFTN(kl_weight=0.5)\n' in text and 'resnet18' in text
     assert f'{added / 1e6:.2f} M parameters' in text
     assert 'layer2-layer2: 48x8x8 -> Conv2d1x1 -> 128x8x8 NCHW' in text
 

@@ -177,3 +177,8 @@ def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
 def options(method: Method) -> dict[str, Any]:
     """The options as plain values, for model cards and logs."""
     return {f.name: getattr(method, f.name) for f in fields(method)}
+
+
+def changed_options(method: Method) -> dict[str, Any]:
+    """Those of the options that are not their defaults: what one would write to build it."""
+    return {f.name: value for f in fields(method) if (value := getattr(method, f.name)) != f.default}

@@ -83,7 +83,7 @@ def test_a_fifth_method_is_one_config_and_one_branch_set():
     torch.testing.assert_close(losses['loss'], expected)
     assert list(probes) == ['layer1', 'layer2', 'layer3'] and 'penalty' in losses
     text = repr(task)
-    assert 'LinearProbing(' in text and 'penalty=0.01' in text and 'layer1: pooled -> Linear' in text
+    assert 'method: LinearProbing()\n' in text and 'layer1: pooled -> Linear' in text
     state = task.get_checkpoint_state()
     make(LinearProbing()).load_checkpoint_state(state['state_dict'], state['task_state'])
     with pytest.raises(SFTeacherError, match=r'LinearProbing\(penalty=-1\): penalty must be a finite number >= 0'):
