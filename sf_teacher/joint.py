@@ -12,7 +12,7 @@ from .errors import SFTeacherError
 from .methods.base import Criterion, Method, Progress, Step
 from .split.boundaries import Boundary
 from .split.clones import keep_in_eval, norms_in_eval
-from .split.teacher_taps import forward_with_maps
+from .split.tapping import forward_with_maps
 
 
 class JointModel(nn.Module):

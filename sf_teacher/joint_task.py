@@ -21,24 +21,28 @@ class JointTask(TrainingTask):
     What is evaluated is the plain model; a checkpoint has its weights under ``state_dict``, and the module's under
     ``extra`` in the task's own state.
     """
-    method: Method
     criterion: Any
     num_classes: int
 
-    def join(self, model: nn.Module, extra: nn.Module | None) -> None:
+    def join(self, model: nn.Module, extra: nn.Module | None, method: Method) -> None:
         """Make the module that is trained; to be called once, at the end of a constructor."""
         if extra is not None:
             # not .to(), which makes complex numbers real
             extra._apply(lambda t: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype))
             extra.train(model.training)
         self.progress = Progress()
-        self.trainable_module: Any = JointModel(model, extra, self.method, self.progress, self.num_classes)
+        self.trainable_module: Any = JointModel(model, extra, method, self.progress, self.num_classes)
         self.training = self.trainable_module.training = model.training
 
     @property
     def joint(self) -> JointModel:
         """What is trained, without the wrappers of compilation and distributed training."""
         return unwrap_model(self.trainable_module)
+
+    @property
+    def method(self) -> Method:
+        """The method, for which the branches were built: another one is another task."""
+        return self.joint.method
 
     def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
         """Tell the method which epoch begins, as samplers are told; `fit` does. Call it on every process.

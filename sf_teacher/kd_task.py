@@ -64,12 +64,12 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
         if (given := getattr(unwrap_model(self.teacher.model), 'num_classes', classes)) != classes:
             raise SFTeacherError(f'the teacher has {given} classes and the student {classes}: build both with the same '
                                  f'num_classes')
-        self.method = StudentFriendlyKD(
+        method = StudentFriendlyKD(
             temperature=temperature, simplifier_lr=simplifier_lr, task_loss_weight=self.task_loss_weight,
             distill_loss_weight=self.distill_loss_weight)
         if simplifier is None:
             with torch.random.fork_rng(devices=[]):     # leaves the training's random numbers alone
-                simplifier = self.method.build(Context(student_model, (), None, (0, 0, 0), classes))
+                simplifier = method.build(Context(student_model, (), None, (0, 0, 0), classes))
         if (simplifier.num_classes, simplifier.temperature) != (classes, temperature):
             raise SFTeacherError(f'{simplifier} does not fit a student of {classes} classes and temperature='
                                  f'{temperature:g}: build it with these')
@@ -77,7 +77,7 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
             simplifier.watch = watch
         self.num_classes = classes
         self.teacher.requires_grad_(False)
-        self.join(student_model, simplifier)
+        self.join(student_model, simplifier, method)
         self.train(student_model.training)
 
     @property

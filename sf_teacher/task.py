@@ -70,25 +70,25 @@ class StudentFriendlyTask(JointTask):
             _logger.warning('Teacher %s is frozen (requires_grad is off): it will not be trained, only its branches. '
                             'Call requires_grad_() first if it is to learn', type(model).__name__)
         super().__init__(device=device or like.device, dtype=dtype or like.dtype, verbose=verbose)
-        self.method = get_method(method)
+        method = get_method(method)
         students = [students] if isinstance(students, nn.Module | str) else list(students)
         for student in students:
             check_model(student, 'student')
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.input_size = check_size(input_size or default_input_size(model))
-        if students and not self.method.takes_students:
+        if students and not method.takes_students:
             given = ', '.join(type(s).__name__ for s in students)
-            raise SFTeacherError(f'{type(self.method).__name__} takes no students, got {given}: leave students out, '
-                                 f'wrap(teacher, method="{self.method.key}"), or choose a method that trains with '
+            raise SFTeacherError(f'{type(method).__name__} takes no students, got {given}: leave students out, '
+                                 f'wrap(teacher, method="{method.key}"), or choose a method that trains with '
                                  f'them, e.g. sftn')
-        if boundaries is not None and not self.method.uses_boundaries:
-            raise SFTeacherError(f'{type(self.method).__name__} attaches nothing at boundaries, got boundaries='
+        if boundaries is not None and not method.uses_boundaries:
+            raise SFTeacherError(f'{type(method).__name__} attaches nothing at boundaries, got boundaries='
                                  f'{boundaries!r}: leave them out')
         with torch.random.fork_rng(devices=[]):     # branches leave the training's random numbers alone
             context = Context(model, students, boundaries, self.input_size)
-            extra = self.method.build(context)
+            extra = method.build(context)
             self.num_classes, self.student_names = context.num_classes, [name_of(s) for s in students]
-        self.join(model, extra)
+        self.join(model, extra, method)
         self._checked = False
 
     @property

@@ -182,6 +182,13 @@ def test_repr_tells_teacher_student_transforms_and_cost():
     assert 'layer2-layer2: 48x8x8 -> Conv2d1x1 -> 128x8x8 NCHW' in text
 
 
+def test_another_method_is_another_task():
+    task = make('test_resnet', 'resnet18')
+    with pytest.raises(AttributeError, match="property 'method' of 'StudentFriendlyTask' object has no setter"):
+        task.method = SFTN(kl_weight=0.5)
+    assert task.method == SFTN()
+
+
 def test_a_criterion_and_soft_targets():
     teacher = timm.create_model('test_resnet', num_classes=10)
     student = timm.create_model('test_resnet', num_classes=10)

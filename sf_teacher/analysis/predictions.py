@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..split.boundaries import Boundary
-from ..split.teacher_taps import forward_with_maps
+from ..split.tapping import forward_with_maps
 
 
 @dataclass

@@ -59,7 +59,7 @@ def create_loaders(
     if not isinstance(data.train, IterableDataset):
         _check_batches(len(data.train), config.batch_size, world_size, train_config.mixes)
     batch_sizes = config.batch_size, config.validation_batch_size or config.batch_size
-    if config.in_memory or config.data == 'digits':
+    if config.kept_in_memory:
         crop: dict[str, Any] = dict(crop_padding=0, hflip=0.) if config.no_aug else dict(
             crop_padding=config.crop_padding, hflip=flip_probability(config))
         loaders = []

@@ -27,9 +27,10 @@ class DataConfig(Checked):
     input_size: tuple[int, ...] | None = option(
         None, "C H W (default: the model's; a student's: its teacher's)", low=1, high=2 ** 14)
     mean: tuple[float, ...] | None = option(
-        None, "mean of the pixels (default: the model's; a student's: its teacher's)")
+        None, "mean of the pixels, scaled to 0..1 (default: the model's; a student's: its teacher's)", low=0, high=1)
     std: tuple[float, ...] | None = option(
-        None, "standard deviation of the pixels (default: the model's; a student's: its teacher's)", above=0)
+        None, "standard deviation of the pixels, scaled to 0..1 (default: the model's; a student's: its teacher's)",
+        above=0, high=1)
     interpolation: str | None = option(
         None, "how images are resized (default: the model's; a student's: its teacher's)",
         choices=('bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos'))
@@ -53,16 +54,21 @@ class DataConfig(Checked):
             raise SettingError(f'{written("scale")} must be two fractions of the area, the smaller first: 0.08 1.0')
         if self.data == 'digits' and self.dataset:
             raise SettingError(f'{written("data")} and {written("dataset")} are two sources of images: leave out one')
-        in_memory, of_files = self.in_memory or self.data == 'digits', ('color_jitter', 'aa', 'reprob', 'scale')
-        for name in self.given(*of_files) if in_memory else ():
+        of_files = ('color_jitter', 'aa', 'reprob', 'scale')
+        for name in self.given(*of_files, 'crop_pct') if self.kept_in_memory else ():
             raise SettingError(
-                f'{written(name)} has no effect on images kept in memory, whose augmentation is '
-                f'{setting("crop_padding")} and {setting("hflip")}: leave it out, or {setting("in_memory")}')
-        for name in () if in_memory else self.given('crop_padding'):
+                f'{written(name)} has no effect on images kept in memory, which are seen whole and whose augmentation '
+                f'is {setting("crop_padding")} and {setting("hflip")}: leave it out, or {setting("in_memory")}')
+        for name in () if self.kept_in_memory else self.given('crop_padding'):
             raise SettingError(f'{written(name)} has no effect without {setting("in_memory")}: leave it out, or give '
                                f'{setting("in_memory")}')
         for name in self.given('crop_padding', *of_files) if self.no_aug else ():
             raise SettingError(f'{written(name)} has no effect with {setting("no_aug")}: leave out one of them')
+
+    @property
+    def kept_in_memory(self) -> bool:
+        """Whether images are decoded once, and seen whole."""
+        return self.in_memory or self.data == 'digits'
 
 
 def check_size(config: Any) -> None:

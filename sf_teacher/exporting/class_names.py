@@ -1,6 +1,6 @@
 """Names of the classes in the order of a teacher's logits."""
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from torch import nn
 
@@ -19,8 +19,9 @@ def class_names_of(model: nn.Module) -> list[str] | None:
 
 def check_class_names(names: Sequence[str], num_classes: int) -> list[str]:
     """Names of classes as a list, or an error that says what they are not."""
-    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-        raise SFTeacherError(f'class_names must be one string a class, in the order of the logits; got {names!r}')
+    if isinstance(names, str | Mapping | Set) or not all(isinstance(name, str) and name for name in names):
+        raise SFTeacherError(f'class_names must be one string a class, a list in the order of the logits; got '
+                             f'{names!r}')
     if len(names) != num_classes:
         raise SFTeacherError(f'there are {len(names)} class_names and the teacher has {num_classes} classes')
     if twice := [name for name, count in Counter(names).items() if count > 1]:

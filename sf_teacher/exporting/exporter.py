@@ -50,7 +50,8 @@ def export(
 
     The weights are stored in float32 (half-precision values survive exactly; float64 is refused unless its values do)
     and the logits are computed in float32 on the CPU in eval mode. `model` may be wrapped (EMA, `torch.compile`, DDP),
-    be on any device and carry hooks; it comes back exactly as it was. In distributed training call this on one rank.
+    be on any device and carry hooks that do not change its logits (they are called once, on a copy, for that to be
+    seen); it comes back exactly as it was. In distributed training call this on one rank.
 
     Args:
         model: The teacher.

@@ -19,17 +19,12 @@ from ..checks import check_size, logits_of
 from ..errors import SFTeacherError
 from .architecture import name_of
 from .checkpoint import check_plain
+from .hooks import HOOKS, makes_weights
 from .numerics import default_numerics
 
 PROBE_IMAGES = 4
 PROBE_SEED = 0
 MOST_VALUES = 2 ** 27     # of one image: the probe holds four, 2 GiB
-
-_HOOKS = (
-    '_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called',
-    '_forward_pre_hooks', '_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks',
-)
-
 
 _WRAPPED_AS = {     # known by their type: a model of one's own may have a child of the same name
     ModelEma: 'ema', ModelEmaV2: 'module', ModelEmaV3: 'module', AveragedModel: 'module', DataParallel: 'module',
@@ -59,9 +54,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
             'whose logits in eval mode differ by rounding only'
         )
     # what deepcopy finds in its memo it takes as copied: the hooks' owners are never touched, gradients stay behind
-    memo: dict[int, Any] = {id(getattr(m, name)): OrderedDict() for m in model.modules() for name in _HOOKS}
+    memo: dict[int, Any] = {id(getattr(m, name)): OrderedDict() for m in model.modules() for name in HOOKS}
     memo |= {id(m._forward_pre_hooks): OrderedDict(     # those of the old weight_norm and spectral_norm make the weight
-        (i, hook) for i, hook in m._forward_pre_hooks.items() if type(hook).__module__.startswith('torch.nn.utils.'))
+        (i, hook) for i, hook in m._forward_pre_hooks.items() if makes_weights(hook))
         for m in model.modules()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:

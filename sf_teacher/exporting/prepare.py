@@ -14,6 +14,7 @@ from ..version import __version__
 from . import json_values, normalise
 from .architecture import check_factory_arguments, factory_path, identify, name_of, restore_constants
 from .class_names import check_class_names, class_names_of
+from .hooks import check_hooks
 from .reload import versions
 from .torchvision_format import to_torchvision
 from .writer import find_place
@@ -85,6 +86,7 @@ def prepare(
         check_layout(layout, factory, target)
     data_config = normalise.data_config(teacher, input_size, mean, std)
     inputs, logits = normalise.probe(teacher, data_config['input_size'])
+    check_hooks(model, teacher, inputs, logits)
     facts: dict[str, Any] = {
         'arch': arch,
         'factory': factory,

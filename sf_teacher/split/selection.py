@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from ..checks import shown
 from ..errors import SFTeacherError
 from .boundaries import Boundary, Size, feature_info, feature_name
 from .pairing import pick_boundary
@@ -42,8 +43,13 @@ def select_boundaries(
     Raises:
         SFTeacherError: There is no such boundary, or they do not fit together.
     """
-    if isinstance(boundaries, str | int):
-        raise SFTeacherError(f'boundaries={boundaries!r} must be a list: give boundaries=[{boundaries!r}]')
+    if boundaries is not None and (isinstance(boundaries, str) or not isinstance(boundaries, Sequence)):
+        given = [boundaries] if isinstance(boundaries, str | int) else \
+            list(boundaries.items()) if isinstance(boundaries, Mapping) else ['layer1', 'layer2']
+        raise SFTeacherError(f'boundaries={shown(boundaries)} must be a list of names, indices or pairs: give '
+                             f'boundaries={given!r}')
+    if wrong := [b for b in boundaries or () if isinstance(b, bool)]:
+        raise SFTeacherError(f'boundaries: {wrong[0]!r} is neither a name, an index nor a pair of them')
     if odd := [b for b in boundaries or () if isinstance(b, tuple | list) and len(b) != 2]:
         raise SFTeacherError(f'boundaries: {odd[0]!r} is not a pair (teacher boundary, student boundary)')
     pairs: list[tuple[int | str, int | str | None]] = [

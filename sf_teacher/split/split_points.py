@@ -21,7 +21,8 @@ from .boundaries import (
 )
 from .clones import clone_model, perturbed_weights, preserved_rng
 from .layouts import Layout, Sample, match_layout
-from .teacher_taps import features, layout_at
+from .tapping import features
+from .teacher_taps import layout_at
 from .trace import SplitPoint, Trace, dummy_image, hooked, tensors
 
 

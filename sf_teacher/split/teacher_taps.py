@@ -1,6 +1,7 @@
-"""Where a teacher can be tapped, and its features taken along with its logits."""
+"""Where a teacher can be tapped: measured with one dummy image."""
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,53 +23,8 @@ from .boundaries import (
 )
 from .clones import ShapesOnly, clone_model, clone_on_meta, preserved_rng
 from .layouts import Layout, infer_layout, map_kinds
+from .tapping import features, gives_features
 from .trace import dummy_image, hooked
-
-
-def forward_with_maps(
-        model: Any,
-        boundaries: Sequence[Boundary],
-        x: torch.Tensor,
-) -> tuple[Any, list[torch.Tensor]]:
-    """Run a teacher once and take its features along.
-
-    timm models are tapped by ``forward_intermediates``, everything else by forward hooks that live for this call only.
-    Either way the logits are bit for bit those of ``model(x)``.
-
-    Args:
-        model: The teacher.
-        boundaries: Where to tap, in order of depth and without repetition.
-        x: Images [B, C, H, W].
-
-    Returns:
-        Logits [B, K] and one map [B, C_i, H_i, W_i] for each boundary.
-    """
-    if not boundaries:
-        return logits_of(model, model(x)), []
-    if all(b.index is not None for b in boundaries):
-        indices = [b.index for b in boundaries]
-        final, maps = model.forward_intermediates(x, indices=indices, stop_early=False, output_fmt='NCHW')
-        return logits_of(model, model.forward_head(final)), maps
-    got: dict[str, torch.Tensor] = {}
-
-    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        for b in boundaries:
-            if b.place and b.place.module == name:
-                raw, = b.place.pick(output)
-                got[b.name] = raw.clone() if b.modified else raw
-
-    with hooked(model, keep, {b.place.module for b in boundaries if b.place}):
-        logits = logits_of(model, model(x))
-    if missing := [b.name for b in boundaries if b.name not in got]:
-        raise SFTeacherError(f'teacher {type(model).__name__} did not run {", ".join(missing)} in this forward: a '
-                             f'boundary is a module that every image passes. Choose others in `boundaries`')
-    return logits, [b.layouts[0].to_map(got[b.name]) for b in boundaries]
-
-
-def features(model: Any, x: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
-    """Logits and all of timm's maps."""
-    final, maps = model.forward_intermediates(x, stop_early=False, output_fmt='NCHW')
-    return logits_of(model, model.forward_head(final)), maps
 
 
 def _outputs(model: nn.Module, places: Sequence[Place], x: torch.Tensor) -> tuple[torch.Tensor, dict[Place, Any]]:
@@ -202,6 +158,10 @@ def teacher_boundaries(
         found = [Boundary(feature_name(model, i), i, (layout,), depth, input_size[1] / layout.size[0])
                  for i, (layout, depth) in enumerate(zip(layouts, depths(model), strict=True))]
         found = with_hierarchy(found)
+        if not gives_features(model, input_size):
+            at = {b.name: b for b in teacher_boundaries(model, input_size, [b.name for b in found])[0]}
+            found = [replace(b, layouts=at[b.name].layouts, place=at[b.name].place, modified=at[b.name].modified)
+                     for b in found]
     else:
         found = []
         for place, (raw, changed) in maps.items():

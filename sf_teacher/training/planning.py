@@ -94,7 +94,7 @@ def plan_student(config: StudentRun, data: Data | None = None, decode: bool = Tr
                             tuple(expected['input_size']), tuple(size))
         config = replace(config, mean=config.mean or tuple(expected['mean']), std=config.std or tuple(expected['std']),
                          interpolation=config.interpolation or expected['interpolation'],
-                         crop_pct=config.crop_pct or expected['crop_pct'])
+                         crop_pct=None if config.kept_in_memory else config.crop_pct or expected['crop_pct'])
     channels = size[0] if size else config.model_kwargs.get('in_chans', 3)
     data = data or load_data(config, config.seed, channels)
     if config.unlabelled and not isinstance(data.train, WithUnlabelled):
@@ -133,7 +133,8 @@ def _plan(
         decode: bool,
 ) -> Plan:
     asked = {'input_size': size or default_input_size(model, config.model_kwargs), 'mean': config.mean,
-             'std': config.std, 'interpolation': config.interpolation, 'crop_pct': config.crop_pct}
+             'std': config.std, 'interpolation': config.interpolation,
+             'crop_pct': 1. if config.kept_in_memory else config.crop_pct}
     channels = asked['input_size'][0]
     for name in ('mean', 'std'):
         if asked[name] is not None and len(asked[name]) not in (1, channels):

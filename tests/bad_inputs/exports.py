@@ -118,6 +118,8 @@ NAMES_GIVEN = [
     (range(7), 'class_names must be one string a class'),
     ('abcdefg', "class_names must be one string a class, .*got 'abcdefg'"),
     ([*NAMES[:6], ''], 'class_names must be one string a class'),
+    ({'cat'}, 'class_names must be one string a class, a list in the order of the logits'),
+    (dict.fromkeys(NAMES, 0), 'class_names must be one string a class, a list in the order of the logits'),
 ]
 
 

@@ -208,7 +208,15 @@ MODELS = {
                                                         boundaries=[('layer2', 'layer2.0.conv1')]),
                                 "'layer2.0.conv1' of ResNet cannot be a boundary: the image also reaches the logits"),
     'a boundary that is not a list': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries='layer1'),
-                                   r"boundaries='layer1' must be a list: give boundaries=\['layer1'\]"),
+                                   r"boundaries='layer1' must be a list of names, .*give boundaries=\['layer1'\]"),
+    'boundaries by name': (
+        lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries={'layer1': 'layer2'}),
+        r"boundaries=\{'layer1': 'layer2'\} must be a list .*give boundaries=\[\('layer1', 'layer2'\)\]"),
+    'boundaries as a tensor': (
+        lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=torch.tensor([1, 2])),
+        r"boundaries=tensor\(\[1, 2\]\) must be a list .*give boundaries=\['layer1', 'layer2'\]"),
+    'a boundary that is a truth value': (
+        lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[True]), 'True is neither a name, an index'),
     'no boundaries': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[]), 'leaves nothing to'),
     'a pair twice': (lambda: sf_teacher.wrap(net(), net(), input_size=SIZE, boundaries=[(1, 1), (1, 1)]),
                      'pairs layer1-layer1 more than once'),

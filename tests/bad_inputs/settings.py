@@ -25,11 +25,17 @@ PATHS = {
        for run in (train_teacher, distill) for name, value in (('NUL', 'a\0b'), ('over-long', LONG))
        for key, message in (('output', 'cannot write to output='), ('data', 'is no folder|cannot be read'))},
     'the root as output': (lambda: path(train_teacher, output='/proc/x'), 'cannot write'),
-    'a teacher with NUL': (lambda: path(distill, teacher='a\0b'), 'is no exported timm folder|cannot'),
+    'a teacher with NUL': (lambda: path(distill, teacher='a\0b'), 'no folder can be called'),
     'an over-long teacher': (lambda: path(distill, teacher=LONG), 'is no exported timm folder|cannot'),
 }
 NUMBERS = {f'{name}={value}': (partial(TeacherRun, **{name: value}), 'must be a') for name, value in (
     ('workers', 100000), ('batch_size', 10 ** 9), ('input_size', (3, 10 ** 6, 9)), ('epochs', 10 ** 12), ('seed', -1))}
+PIXELS = {
+    'a mean of 0..255': (partial(TeacherRun, mean=(123.675, 116.28, 103.53)), r'mean must be a list of finite numbers >= 0 and <= 1'),
+    'a std of 0..255': (partial(StudentRun, std=(58.4, 57.1, 57.4)), r'std must be a list of finite numbers > 0 and <= 1'),
+    'crop_pct of images in memory': (partial(TeacherRun, in_memory=True, crop_pct=0.9), 'crop_pct=0.9 has no effect'),
+    'crop_pct of digits': (partial(StudentRun, data='digits', crop_pct=0.9), 'crop_pct=0.9 has no effect'),
+}
 REPORTS = [
     (dict(teachers=()), 'no teacher: give the exported folder of at least one'),
     (dict(output=''), 'no output: give the folder for report.json'),
@@ -53,6 +59,6 @@ def reported(kwargs, message):
 
 
 ROWS = [
-    *rows('a run', PATHS), *rows('TeacherRun', NUMBERS, SettingError),
+    *rows('a run', PATHS), *rows('TeacherRun', NUMBERS, SettingError), *rows('images', PIXELS, SettingError),
     *(reported(kwargs, message) for kwargs, message in REPORTS),
 ]

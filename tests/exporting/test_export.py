@@ -68,7 +68,7 @@ def test_model_comes_back_as_it_was(tmp_path):
     model = build().train()
     model.layer1.eval()
     calls = []
-    model.layer2.register_forward_hook(lambda module, args, output: calls.append(output) or output * 2)
+    model.layer2.register_forward_hook(lambda module, args, output: calls.append(module))
     model.fc.register_forward_pre_hook(lambda module, args: None)
     model.fc.weight.grad = torch.ones_like(model.fc.weight)
     flags = [module.training for module in model.modules()]
@@ -83,9 +83,23 @@ def test_model_comes_back_as_it_was(tmp_path):
     assert model.pretrained_cfg == config and model.pretrained_cfg['mean'] != MEAN and set(vars(model)) == attributes
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert [tensor.data_ptr() for tensor in model.state_dict().values()] == places
-    assert len(model.layer2._forward_hooks) == 1 and len(model.fc._forward_pre_hooks) == 1 and not calls
+    assert len(model.layer2._forward_hooks) == 1 and len(model.fc._forward_pre_hooks) == 1
+    assert len(calls) == 1 and calls[0] is not model.layer2     # of a copy
     assert torch.equal(model.fc.weight.grad, torch.ones_like(model.fc.weight))
-    assert torch.equal(logits_of(load(path)), logits_of(build()))     # without the hook, which doubles a stage
+    assert torch.equal(logits_of(load(path)), logits_of(build()))
+
+
+@pytest.mark.parametrize(('put', 'at'), [
+    (lambda model: model.layer2.register_forward_hook(lambda module, args, output: output * 2), "'layer2'"),
+    (lambda model: model.register_forward_pre_hook(lambda module, args: (args[0] - 0.5,)), "''"),
+    (lambda model: model.fc.register_forward_hook(lambda module, args, output: output[:1]), "'fc'"),
+], ids=['a stage', 'the images', 'a hook that fails'])
+def test_hooks_that_change_the_logits_are_refused(put, at, tmp_path):
+    model = build()
+    put(model)
+    with pytest.raises(SFTeacherError, match=rf'forward hooks of test_resnet \(at {at}\) change its logits.*factory='):
+        export(model, tmp_path / 'teacher')
+    assert listed(tmp_path) == []
 
 
 # --- what survives, and how -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 import copy
 import random
 import threading
+import types
 
 import numpy
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
 from sf_teacher.split.clones import perturbed_weights
-from sf_teacher.split.teacher_taps import forward_with_maps
+from sf_teacher.split.tapping import forward_with_maps
 from sf_teacher.split.trace import dummy_image
 from tests.split.family_checks import check_step, unchanged
 from tests.split.own_models import SIZE, Plain, net, tails_of
@@ -398,3 +399,52 @@ def test_a_feature_that_is_overwritten_later_is_tapped_as_it_was():
     check_step(task, SIZE)
     plain = sf_teacher.wrap(Sequence(), net(), boundaries=[('conv', 'layer1')], input_size=SIZE)
     assert not plain.branches.boundaries[0].modified
+
+
+class Doubled(timm.models.resnet.ResNet):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class DoubledFeatures(timm.models.resnet.ResNet):
+    def forward_features(self, x):
+        return super().forward_features(2 * x)
+
+
+def own_forward(change):
+    model = timm.create_model('test_resnet', num_classes=10)
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize('boundaries', [None, [1, 2], ['layer1', 2]])
+@pytest.mark.parametrize('change', [
+    lambda model: model.register_forward_pre_hook(lambda module, args: ((args[0] - 0.5) / 0.1,)),
+    lambda model: model.register_forward_hook(lambda module, args, output: 10 * output),
+    lambda model: setattr(model, '__class__', Doubled),
+    lambda model: setattr(model, '__class__', DoubledFeatures),
+    lambda model: setattr(model, 'forward', types.MethodType(
+        lambda self, x: 3 * type(self).forward(self, x), model)),
+], ids=['pre-hook', 'hook', 'forward', 'forward_features', 'bound'])
+def test_a_timm_teacher_whose_own_forward_does_more(change, boundaries):
+    """timm's forward_intermediates does not know of it, so it is tapped by hooks on its modules."""
+    teacher, plain = own_forward(change), own_forward(lambda model: None)
+    task = sf_teacher.wrap(teacher, 'test_efficientnet', boundaries=boundaries, input_size=SIZE).eval()
+    like = sf_teacher.wrap(plain, 'test_efficientnet', boundaries=boundaries, input_size=SIZE)
+    x = torch.randn(2, *SIZE)
+    result = task(x, torch.tensor([1, 2]))
+    assert torch.equal(result['output'], teacher(x))
+    assert [b.name for b in task.branches.boundaries] == [b.name for b in like.branches.boundaries]
+    captured = []
+    with teacher.layer1.register_forward_hook(lambda module, args, output: captured.append(output)):
+        _, maps = forward_with_maps(teacher, task.branches.boundaries, x)
+    assert torch.equal(maps[0], captured[0])
+
+
+def test_a_forward_that_belongs_to_another_model_is_refused():
+    teacher = timm.create_model('test_resnet', num_classes=10).train()
+    forward, state = teacher.forward, copy.deepcopy(teacher.state_dict())
+    teacher.forward = lambda x: forward(x)
+    with pytest.raises(SFTeacherError, match=r'forward of this ResNet was put in the place of its own.*MethodType'):
+        sf_teacher.wrap(teacher, 'test_efficientnet', input_size=SIZE)
+    assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())

@@ -12,7 +12,8 @@ import sf_teacher
 from sf_teacher import BoundaryError
 from sf_teacher.split.boundaries import Place, find_place
 from sf_teacher.split.split_points import student_boundaries
-from sf_teacher.split.teacher_taps import forward_with_maps, teacher_boundaries
+from sf_teacher.split.tapping import forward_with_maps
+from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.training.settings import parse_boundaries
 from tests.split.family_checks import check_own_logits, check_step, check_tail, unchanged
 

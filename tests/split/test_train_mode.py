@@ -9,7 +9,8 @@ import sf_teacher
 from sf_teacher import BoundaryError, SFTeacherError
 from sf_teacher.checks import logits_of
 from sf_teacher.split.split_points import student_boundaries
-from sf_teacher.split.teacher_taps import forward_with_maps, teacher_boundaries
+from sf_teacher.split.tapping import forward_with_maps
+from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.split.value_reads import value_reads
 from tests.split.family_checks import check_step, check_tail, unchanged
 from tests.split.own_models import SIZE, Plain, net

@@ -19,7 +19,7 @@ from sf_teacher import SFTeacherError, cli
 from sf_teacher.training import fit
 from sf_teacher.training.interruption import World
 from sf_teacher.training.planning import plan_student, plan_teacher
-from sf_teacher.training.runs import train_teacher
+from sf_teacher.training.runs import distill, train_teacher
 from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
 
 from . import training_runs as runs
@@ -158,6 +158,19 @@ def test_teachers_are_trained_by_the_same_loop_from_python():
     task = sf_teacher.wrap('test_resnet', 'test_resnet', num_classes=runs.CLASSES, input_size=runs.SIZE)
     rows = fit(task, *runs.loaders(), TrainConfig(epochs=1))
     assert rows[0]['epoch'] == 0
+
+
+def test_images_in_memory_are_seen_whole_by_whoever_loads_the_export(tmp_path):
+    """The run validates on whole images, also of an architecture whose own configuration crops them."""
+    data = runs.folder(tmp_path / 'data')
+    common = dict(data=str(data), in_memory=True, input_size=runs.SIZE, batch_size=8, epochs=1, device='cpu')
+    train_teacher(TeacherRun(teacher='test_resnet', method='none', output=str(tmp_path / 'teacher'), **common))
+    distill(StudentRun(teacher=str(tmp_path / 'teacher'), student='test_resnet', output=str(tmp_path / 'student'),
+                       **common))
+    assert timm.create_model('test_resnet').pretrained_cfg['crop_pct'] < 1
+    for name in ('teacher', 'student'):
+        model = timm.create_model(f'local-dir:{tmp_path}/{name}/{name}', pretrained=True)
+        assert timm.data.resolve_model_data_config(model)['crop_pct'] == 1
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path):
