@@ -78,7 +78,7 @@ def paragraph(begins):
 
 
 def test_the_numbers_it_quotes_of_labels_for_all_images_are_in_the_table():
-    numbers = re.findall(r'[-+]?\d+\.\d\d', paragraph('**Labels for all images: none shown.**'))
+    numbers = re.findall(r'[-+]?\d+\.\d\d', paragraph('**Labels for all images: none shown.**').split('**Few images')[0])
     assert len(numbers) >= 5
     assert all(re.search(rf'(?<![\d.]){re.escape(number)}(?!\d)', table_of('cpu')) for number in numbers)
 
@@ -123,6 +123,18 @@ def test_its_table_of_few_labels_is_that_of_the_results():
     assert found == expected
     teachers = {cells[3].split(' ×')[0] for arm, cells in known.items() if 'SFTN' in arm}
     assert teachers == set(re.findall(r'chose \((\d) teachers', README))
+
+
+def test_what_it_says_of_few_images_is_in_the_tables():
+    chosen, reported = ({(cells := [cell.strip() for cell in line.split('|')])[1]: cells for line in part.splitlines()
+                         if line.startswith('| standard')} for part in table_of('few_images').split('| teacher | T |'))
+    standard, aid, sftn = 'standard', 'standard, then AID for 5 epochs', 'standard, then SFTN as reported for 10 epochs'
+    by_temperature = [float(cell.strip('*')) for cell in chosen[standard][2:7]]
+    said = paragraph('**Few images, and a student that is')
+    assert max(by_temperature) == by_temperature[3]     # T = 2, 4, 8, 16, 32
+    assert re.search(r'worth (\S+) points', said)[1] == f'{by_temperature[3] - by_temperature[0]:.1f}'
+    assert re.findall(r'([-+]\d+\.\d\d) \[([^]]+)\]', said) == [gain(reported[arm][8]) for arm in (aid, sftn)]
+    assert all(reported[arm][8].split(';')[0].endswith('] no gain') for arm in (aid, sftn))
 
 
 def verdicts(protocol):
