@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from ..joint_task import JointTask
 from .header import header
 from .interruption import World
 from .planning import Plan
-from .run_folder import check_run
 from .runs import check_output, check_place
 from .signals import Stop
 from .steps import Steps
@@ -32,7 +30,6 @@ def dry_run(config: Any, plan: Callable[..., Plan]) -> str:
         check_output(config)
     planned = plan(config, decode=False)
     if config.output:
-        check_run(Path(config.output), planned.config, config.resume)
         check_place(planned)
     check_tracker(planned.config)
     return _described(planned)

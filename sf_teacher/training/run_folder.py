@@ -133,6 +133,9 @@ def check_run(path: Path, config: TrainConfig, resume: bool) -> None:
     if not resume and (known.exists() or found):
         raise SFTeacherError(f'{path} holds a run already: continue it with {setting("resume")}, or choose another '
                              f'{setting("output")}')
+    if resume and found and not known.exists():
+        raise SFTeacherError(f'{known} is missing, so the settings of the run in {path} are not known: put it back, or '
+                             f'start anew in another output')
     if resume and known.exists() and (differences := changed(config, read_yaml(known))):
         raise SFTeacherError(f'the run in {path} was started with other settings ({"; ".join(differences)}): resume it '
                              f'with those of its config.yaml, or choose another output')

@@ -8,26 +8,26 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..data.datasets import Data
-from ..data.fingerprint import fingerprint
 from ..errors import SettingError, SFTeacherError
 from ..exporting.exporter import export
 from ..exporting.json_values import metadata
 from ..exporting.reload import CONFIG as EXPORTED_CONFIG
 from ..exporting.writer import find_place
-from ..files import write_atomically
 from ..validation import setting
 from .components import eval_model
 from .fitting import fit
 from .header import header
 from .interruption import World
 from .loop import Row
+from .noted import Note, check_noted, write_notes
 from .planning import Plan, plan_student, plan_teacher
+from .run_folder import check_run
 from .settings import StudentRun, TeacherRun
 from .signals import signals
 
 _logger = logging.getLogger(__name__)
 
-TEACHER, STUDENT, IMAGES = 'teacher', 'student', 'images.txt'
+TEACHER, STUDENT = 'teacher', 'student'
 _OF_A_RUN = ('students', 'teacher', 'data', 'seed', 'epochs', 'settings')   # of what export notes
 
 
@@ -51,17 +51,18 @@ def distill(config: StudentRun, data: Data | None = None) -> tuple[list[Row], Pa
     return _run(plan_student(config, data))
 
 
-def check_place(plan: Plan) -> str:
-    """Find out before the training that the run would replace a foreign export, or was begun with other images.
+def check_place(plan: Plan) -> list[Note]:
+    """Find out before the training that the run is not the one in its folder, or would replace a foreign export.
 
     Returns:
-        What the run notes of its images.
+        What the run notes of what it is begun with.
 
     Raises:
         SFTeacherError: Says what lies there, and what to do.
     """
+    check_run(Path(plan.config.output), plan.config, plan.config.resume)    # it names the settings that differ
     _check_own(plan, _name(plan.config))
-    return _check_images(plan)
+    return check_noted(plan)
 
 
 def _name(config: TeacherRun | StudentRun) -> str:
@@ -80,6 +81,8 @@ def check_output(config: TeacherRun | StudentRun) -> None:
             raise NotADirectoryError(f'Not a directory: {blocking[0]}')
     except (OSError, ValueError) as error:      # a NUL, a name that is too long
         raise SFTeacherError(f'cannot write to {setting("output", config.output)}: {error}') from error
+    if not config.resume:
+        check_run(output, config, resume=False)
     name = _name(config)
     try:
         target = find_place(output / name, overwrite=True)
@@ -108,47 +111,12 @@ def _check_own(plan: Plan, name: str) -> None:
                              f'export would replace it: move it away, or choose another output')
 
 
-def _check_images(plan: Plan) -> str:
-    """What a run notes of its images; a resumed one must have those that it was begun with, all processes the same."""
-    seen = '\n'.join([*plan.data.contents, f'fingerprint: {fingerprint(plan.data)}', ''])
-    for number, other in enumerate(World.current().gathered(seen)):
-        if other != seen:
-            here, there = _difference(seen, other)
-            raise SFTeacherError(f'process {number} has other images than this one ({there!r} there, {here!r} here): '
-                                 f'give all processes the same {setting("data", plan.config.data)}')
-    noted = Path(plan.config.output) / IMAGES
-    try:
-        before = noted.read_text(encoding='utf-8', errors='surrogateescape') if plan.config.resume else seen
-    except FileNotFoundError:
-        return seen
-    except OSError as error:
-        raise SFTeacherError(f'{noted} cannot be read: {error}') from error
-    if before != seen:
-        then, now = _difference(before, seen)
-        raise SFTeacherError(f'the run in {plan.config.output} was begun with other images ({then!r} then, {now!r} '
-                             f'now): put back those that it had, or start anew in another output')
-    return seen
-
-
-def _difference(first: str, second: str) -> tuple[str, str]:
-    """The first line of each that the other does not have."""
-    pairs = zip(first.splitlines(), second.splitlines(), strict=False)
-    return next(((a, b) for a, b in pairs if a != b), (first, second))
-
-
-def _note(config: TeacherRun | StudentRun, seen: str) -> None:
-    """Write down the images of a run that begins, in place of what another may have left in its folder."""
-    path = Path(config.output) / IMAGES
-    if not (config.resume and path.exists()):
-        write_atomically(path, lambda file: file.write(seen.encode(errors='surrogateescape')))
-
-
 def _run(plan: Plan) -> tuple[list[Row], Path | None]:
     config, name = plan.config, _name(plan.config)
-    seen = check_place(plan)
+    notes = check_place(plan)
     _logger.info(header(plan))
     with signals() as stop:
-        rows = fit(plan.task, plan.train_loader, plan.eval_loader, config, on_start=lambda: _note(config, seen))
+        rows = fit(plan.task, plan.train_loader, plan.eval_loader, config, on_start=lambda: write_notes(config, notes))
         if World.current().rank != 0:
             return rows, None
         stop.where = f'before the {name} was exported; {len(rows)} complete epochs are saved'

@@ -94,9 +94,7 @@ def test_a_new_run_removes_nothing(tmp_path):
 def test_checkpoints_are_ordered_by_number(tmp_path):
     for epoch in (99998, 99999, 100000):
         (tmp_path / f'checkpoint-{epoch:05d}.pt').write_text('')
-    folder = RunFolder(tmp_path, TrainConfig(), resume=True)
-    assert [p.name for p in checkpoints(folder.path)] == [f'checkpoint-{n}.pt' for n in (100000, 99999, 99998)]
-    folder.close()
+    assert [p.name for p in checkpoints(tmp_path)] == [f'checkpoint-{n}.pt' for n in (100000, 99999, 99998)]
 
 
 def edited(run, **values):
@@ -291,6 +289,18 @@ def test_a_resumed_run_replaces_its_own_export_only(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(again) == 1
     assert 'is not an earlier export of this run (another seed)' in capsys.readouterr().err
+    assert cli.main([*again, '--lr', '0.3']) == 1
+    assert 'was started with other settings (lr: 0.05 then, 0.3 now)' in capsys.readouterr().err
+    assert cli.main(train) == 1
+    assert 'run holds a run already: continue it with --resume, or choose another --output' in capsys.readouterr().err
+
+
+def test_a_run_whose_settings_are_gone_is_not_resumed(run):
+    (run / 'config.yaml').unlink()
+    before = sorted(p.name for p in run.iterdir())
+    with pytest.raises(SFTeacherError, match=r'config.yaml is missing, so the settings .* are not known: put it back'):
+        resume(run)
+    assert sorted(p.name for p in run.iterdir()) == before
 
 
 def test_a_run_of_an_earlier_version_resumes_without_the_settings_that_came_later(run):

@@ -221,3 +221,31 @@ def test_processes_that_read_other_images_do_not_train_together(tmp_path, monkey
         train_teacher(TeacherRun(teacher='test_resnet', method='none', data=str(data), input_size=runs.SIZE,
                                  in_memory=True, batch_size=8, device='cpu', output=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('command', ['distill', 'train'])
+def test_a_run_is_not_resumed_with_another_frozen_model_under_the_same_name(command, tmp_path, caplog):
+    """Which is the teacher of a distillation, and the trained student of AID."""
+    models = [runs.fixed_size_teacher(tmp_path / name) for name in ('frozen', 'start')]
+    common = dict(data=str(runs.folder(tmp_path / 'data')), in_memory=True, batch_size=8, epochs=1, device='cpu',
+                  output=str(tmp_path / 'run'))
+    if command == 'distill':
+        config, run = StudentRun(teacher=str(models[0]), student='test_resnet', **common), distill
+    else:
+        teacher, guide = (f'local-dir:{folder}' for folder in reversed(models))
+        config, run = TeacherRun(teacher=teacher, student=(guide,), method='aid', **common), train_teacher
+    run(config)
+    noted = tmp_path / 'run/frozen.txt'
+    resumed, text = replace(config, resume=True), noted.read_text()
+    weights = models[0] / 'model.safetensors'
+    kept = weights.rename(tmp_path / 'kept')
+    runs.fixed_size_teacher(models[0])
+    with pytest.raises(SFTeacherError, match=r"other weights of (teacher|student)=.* \('fingerprint: \w+' then, 'finger"
+                                             r"print: \w+' now\): put back .*, or start anew in another output"):
+        run(resumed)
+    assert noted.read_text() == text
+    kept.rename(weights)
+    assert len(run(resumed)[0]) == 1 and 'is missing' not in caplog.text
+    noted.unlink()      # as in a run of an earlier version
+    assert len(run(resumed)[0]) == 1 and noted.read_text() == text
+    assert 'frozen.txt is missing: whether the run was begun with these weights of' in caplog.text
