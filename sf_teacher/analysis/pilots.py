@@ -34,6 +34,8 @@ _logger = logging.getLogger(__name__)
 
 FORMAT = 2      # of a pilot's file: an older one says less
 FEWEST = 4      # validation images, two for each half
+_MEASURED = ('seed', 'student_top1', 'student_right', 'selection_top1', 'report_top1', 'report_right')
+_BESIDE_TEACHER = ('agreement', 'kl', 'cka', 'teacher')
 _IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
@@ -86,7 +88,8 @@ class Pilots:
             ``agreement``, ``kl``, ``cka``, and ``teacher`` with its ``top1``, ``entropy`` and ``ece``.
         """
         path = self.folder / f'{self._key(candidate, epochs, seed)}.json'
-        row = remembered(path, lambda: {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))})
+        needed = _MEASURED + (_BESIDE_TEACHER if candidate.folder else ())
+        row = remembered(path, lambda: {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))}, needed)
         self._took[path] = row['seconds']
         return row
 
@@ -152,16 +155,28 @@ def _pairs(teacher: nn.Module, student: nn.Module, size: Any) -> list[tuple[Any,
         return []
 
 
-def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a JSON file holds; it is made first where it is not there, with the ``seconds`` that this took."""
-    if not path.exists():
-        began = time.monotonic()
-        row = make()
-        row['seconds'] = time.monotonic() - began
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, lambda file: put_json(file, row))
-    found: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+def remembered(path: Path, make: Callable[[], dict[str, Any]], needed: Sequence[str] = ()) -> dict[str, Any]:
+    """What a JSON file holds; it is made where it is not there or damaged, with the ``seconds`` that this took."""
+    if path.exists():
+        if (found := _read(path, ('seconds', *needed))) is not None:
+            return found
+        _logger.warning('%s is damaged: it is made anew', path)
+    began = time.monotonic()
+    row = make()
+    row['seconds'] = time.monotonic() - began
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda file: put_json(file, row))
+    found = json.loads(path.read_text(encoding='utf-8'))
     return found
+
+
+def _read(path: Path, needed: Sequence[str]) -> dict[str, Any] | None:
+    """What a JSON file holds, or None where it is no JSON or holds something else than the values needed."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= set(needed) else None
 
 
 def digest(*values: Any) -> str:

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -168,10 +169,11 @@ def _make_folder(output: str) -> None:
 
 
 def _keep_earlier(output: Path, result: dict[str, Any]) -> None:
-    """Give a report that is there already, of other teachers or settings, a name with a number."""
+    """Give a report that is there already, of other teachers or settings or damaged, a name with a number."""
     path = output / 'report.json'
-    if path.exists() and json.loads(path.read_text(encoding='utf-8')) == json.loads(json.dumps(result)):
-        return
+    with suppress(OSError, ValueError):
+        if json.loads(path.read_text(encoding='utf-8')) == json.loads(json.dumps(result)):
+            return
     number = next(n for n in itertools.count(1) if not (output / f'report-{n}.json').exists())
     for kept in (path, output / 'report.png'):
         if kept.exists():

@@ -14,7 +14,7 @@ import sf_teacher
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.analysis import halving, pilots
 from sf_teacher.analysis.figures import report_figure
-from sf_teacher.analysis.report import report
+from sf_teacher.analysis.report import _keep_earlier, report
 from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.analysis.verdicts import table
 from sf_teacher.data.datasets import load_data
@@ -308,3 +308,19 @@ def test_too_few_validation_images_are_refused_before_any_pilot(teachers, tmp_pa
         report(ReportRun(teachers=tuple(teachers), student='test_resnet', data=str(data), in_memory=True, batch_size=8,
                          epochs=1, device='cpu', output=str(tmp_path / 'out')))
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('text', ['{"seconds": 1.', '[1]', '{"kl": 1.}', '{"seconds": 1.}', ''])
+def test_a_damaged_pilot_is_made_anew(text, tmp_path, caplog):
+    path = tmp_path / 'pilots/0123.json'
+    path.parent.mkdir()
+    path.write_text(text)
+    made = pilots.remembered(path, lambda: {'kl': 2.}, ('kl',))
+    assert made['kl'] == 2. and made['seconds'] >= 0 and '0123.json is damaged: it is made anew' in caplog.text
+    assert pilots.remembered(path, lambda: pytest.fail('made again'), ('kl',)) == made
+
+
+def test_a_damaged_report_is_kept_under_another_name(tmp_path):
+    (tmp_path / 'report.json').write_text('{"student":')
+    _keep_earlier(tmp_path, {'student': 'test_resnet'})
+    assert not (tmp_path / 'report.json').exists() and (tmp_path / 'report-1.json').read_text() == '{"student":'
