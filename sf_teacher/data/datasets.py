@@ -43,7 +43,11 @@ def load_data(config: DataConfig, seed: int = 42, channels: int = 3) -> Data:
     if channels not in (1, 3):
         raise SFTeacherError(f'{setting("input_size")} with {channels} channels: images are read as grey (1) or RGB '
                              f'(3); for others give fit loaders of your own')
-    labelled = config.train_split != NO_SPLIT or not getattr(config, 'unlabelled', '')
+    unlabelled = getattr(config, 'unlabelled', None)    # None: a teacher, which learns of labels only
+    if config.train_split == NO_SPLIT and unlabelled == '':
+        raise SettingError(f'{setting("train_split", NO_SPLIT)} leaves out the labelled images: give those without '
+                           f'labels as {setting("unlabelled")}, or name another {setting("train_split")}')
+    labelled = config.train_split != NO_SPLIT or not unlabelled
     train = open_split(config, True, seed, channels) if labelled else None
     validation = open_split(config, False, seed, channels)
     check_copies(getattr(train, 'reader', None), getattr(validation, 'reader', None))

@@ -108,15 +108,18 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, SFTeacherError) else f'{type(error).__name__}: {error}'
 
 
-def check_apart(root: Path, other: Path) -> None:
-    """Refuse two places of images of which one is the other or lies in it."""
+def check_apart(root: Path, other: Path, unlabelled: bool = False) -> None:
+    """Refuse two places of images, to train on and to validate, of which one is the other or lies in it."""
     here, there = root.resolve(), other.resolve()
+    beside = f'another {setting("unlabelled")}, beside {other}' if unlabelled else ''
     if here == there:
-        raise SFTeacherError(f'training and validation would both read {root}: give another {setting("val_split")}')
+        raise SFTeacherError(f'training and validation would both read {root}: give '
+                             f'{beside or "another " + setting("val_split")}')
     if here in there.parents or there in here.parents:
-        raise SFTeacherError(f'{max(root, other)} lies in {min(root, other)}, and training and validation would share '
-                             f'its images: give two folders beside each other as {setting("train_split")} and '
-                             f'{setting("val_split")}')
+        inner, outer = (other, root) if here in there.parents else (root, other)
+        splits = f'two folders beside each other as {setting("train_split")} and {setting("val_split")}'
+        raise SFTeacherError(f'{inner} lies in {outer}, and training and validation would share its images: give '
+                             f'{beside or splits}')
 
 
 def _find(root: Path, split: str) -> Path:

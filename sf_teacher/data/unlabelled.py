@@ -93,7 +93,7 @@ def with_unlabelled(data: Data, config: DataConfig, source: str, channels: int) 
     root = Path(source)
     validation = getattr(getattr(data.validation, 'reader', None), 'root', None)
     if validation is not None:
-        check_apart(root, Path(validation))
+        check_apart(root, Path(validation), unlabelled=True)
     if os.path.isdir(root):
         reader: FolderReader | TarReader = FolderReader(root, labels='none')
     elif os.path.isfile(root) and root.suffix == '.tar':

@@ -7,6 +7,7 @@ import torch
 from timm.task import LogitDistillationTask, TrainingTask
 from torch import nn
 
+from ..data.settings import NO_SPLIT
 from ..errors import SettingError
 from ..kd_task import StudentFriendlyKDTask
 from ..validation import setting
@@ -23,6 +24,9 @@ def check_settings(config: StudentRun) -> None:
     if config.kd == 'plain' and config.given('simplifier_lr'):
         raise SettingError(f'{setting("simplifier_lr", config.simplifier_lr)} has no effect with '
                            f'{setting("kd", "plain")}: give {setting("kd", "student_friendly")}, or leave it out')
+    if config.teacher and not config.task_loss_weight and not config.distill_loss_weight:
+        raise SettingError(f'{setting("task_loss_weight", 0.)} and {setting("distill_loss_weight", 0.)} leave nothing '
+                           f'to learn: give at least one of them more')
     if not config.unlabelled:
         return
     given = setting('unlabelled', config.unlabelled)
@@ -34,6 +38,9 @@ def check_settings(config: StudentRun) -> None:
     if not config.distill_loss_weight:
         raise SettingError(f'{given} has no effect with {setting("distill_loss_weight", 0.)}: nothing is learned of '
                            f'images without labels')
+    if config.train_split == NO_SPLIT and config.smoothing:
+        raise SettingError(f'{setting("smoothing", config.smoothing)} has no effect with '
+                           f'{setting("train_split", NO_SPLIT)}: there are no labels to smooth; leave it out')
 
 
 def distillation_task(

@@ -111,6 +111,18 @@ class MethodConfig(Checked):
         super().__post_init__()
 
 
+def _check_kwargs(config: DataConfig, *names: str) -> None:
+    """Refuse among the arguments of models a number of classes, which is the data's, and other channels than theirs."""
+    for name in names:
+        kwargs: dict[str, Any] = getattr(config, name)
+        if config.input_size and kwargs.get('in_chans', config.input_size[0]) != config.input_size[0]:
+            raise SettingError(f'{setting(name, kwargs)} does not go with {setting("input_size", config.input_size)}, '
+                               f'whose first number is that of the channels: leave in_chans out')
+        if 'num_classes' in kwargs:
+            raise SettingError(f'{setting(name, kwargs)}: models have as many classes as the data; leave num_classes '
+                               f'out, or give {setting("num_classes")} where the data have more than their images show')
+
+
 @dataclass(frozen=True)
 class TeacherRun(MethodConfig, DataConfig, TrainConfig):
     """`sf-teacher train`: a teacher with student branches, or, without a student, the standard teacher."""
@@ -120,6 +132,10 @@ class TeacherRun(MethodConfig, DataConfig, TrainConfig):
     pretrained: bool = option(False, 'start the teacher from pretrained weights, as local-dir:FOLDER always does')
     model_kwargs: dict[str, Any] = option({}, 'arguments of the teacher for timm.create_model, e.g. drop_path_rate=0.1')
     student_kwargs: dict[str, Any] = option({}, 'the same for the students, e.g. pretrained=True')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_kwargs(self, 'model_kwargs', 'student_kwargs')
 
 
 def parse_boundaries(texts: Sequence[str] | None) -> list[Any] | None:
@@ -159,3 +175,7 @@ class StudentRun(DataConfig, TrainConfig):
     distill_loss_weight: float = option(0.9, 'weight of the distillation loss', low=0)
     pretrained: bool = option(False, 'start the student from pretrained weights, as local-dir:FOLDER always does')
     model_kwargs: dict[str, Any] = option({}, 'arguments of the student for timm.create_model')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_kwargs(self, 'model_kwargs')

@@ -35,6 +35,9 @@ TRAIN = [
     (['--student resmet18'], "timm has no model 'resmet18' .given as student.; like it: .*resnet18"),
     (['TEACHER test_vit3', '--model-kwargs img_size=32'], 'does not run on one image of input_size=.3, 16, 16.'),
     (['--model-kwargs nonsense=1'], "could not build the teacher 'test_resnet' with .*nonsense"),
+    (['--model-kwargs num_classes=7'], '--model-kwargs num_classes=7: models have as many classes as the data; leave'),
+    (['--student-kwargs num_classes=4'], '--student-kwargs num_classes=4: models have as many classes as the data'),
+    (['--model-kwargs in_chans=1'], '--model-kwargs in_chans=1 does not go with --input-size 3 16 16, whose first'),
     (['--model-kwargs nonsense'], "'nonsense' is not KEY=VALUE"),
     (['--method sftm'], "unknown method 'sftm'; like it: sftn: give one of aid, .*teskd, none"),
     (['--method mcmi', '~--student'], "MCMI needs a trained teacher, and 'test_resnet' would have random weights"),
@@ -97,6 +100,10 @@ DISTILL = [
     (['--data digits'], 'the teacher in .* has 4 classes and the data 10: give the data that it was trained on'),
     (['--input-size 3 32 32'], 'teacher .* does not take images of --input-size 3 32 32'),
     (['--kd-temperature 0'], '--kd-temperature 0 must be a finite number > 0'),
+    (['--task-loss-weight 0', '--distill-loss-weight 0'],
+     '--task-loss-weight 0 and --distill-loss-weight 0 leave nothing to learn: give at least one of them more'),
+    (['--train-split none'], '--train-split none leaves out the labelled images: give those .* as --unlabelled, or'),
+    (['--model-kwargs num_classes=4'], '--model-kwargs num_classes=4: models have as many classes as the data'),
     (['--distill-loss-weight -1'], '--distill-loss-weight -1 must be a finite number >= 0'),
 ]
 YAML = [

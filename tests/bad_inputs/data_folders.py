@@ -91,8 +91,10 @@ UNLABELLED = [
     (dict(mixup=0.2), 'does not go with mixup and cutmix, which mix labels too'),
     (dict(distill_loss_weight=0.), 'has no effect with distill_loss_weight=0.0'),
     (dict(unlabelled='nowhere'), "unlabelled='nowhere' is neither a folder of images nor a .tar"),
-    (dict(unlabelled='{data}/validation'), 'training and validation would both read'),
-    (dict(unlabelled='{data}/validation/class0'), 'class0 lies in .*validation'),
+    (dict(unlabelled='{data}/validation'), 'would both read .*validation: give another unlabelled, beside'),
+    (dict(unlabelled='{data}/validation/class0'), 'class0 lies in .*validation, .* give another unlabelled, beside'),
+    (dict(unlabelled='{data}'), 'validation lies in .*data, .*: give another unlabelled, beside .*validation'),
+    (dict(train_split='none', smoothing=0.1), "smoothing=0.1 has no effect with train_split='none': there are"),
     (dict(unlabelled='copied'), '6 validation images are unlabelled images too, 6 under other names'),
     (dict(unlabelled='{teacher}'), r'Found 0 images in .*no images by their ending'),
 ]

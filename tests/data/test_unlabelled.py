@@ -63,7 +63,7 @@ def test_batches_mix_both_in_one_random_order(place, kwargs, root):
 def test_without_labelled_images(root, tmp_path):
     found = plan(root, train_split='none')
     assert labels(found).tolist() == [-1] * 24 and found.data.num_classes == 4
-    with pytest.raises(SFTeacherError, match='there is no none in'):
+    with pytest.raises(SFTeacherError, match=r'train_split=.none. leaves out the labelled images: give .* unlabelled'):
         plan(root, train_split='none', unlabelled='')
 
 
