@@ -143,7 +143,8 @@ def _plan(
     for name in ('mean', 'std'):    # the model's own are of colour images
         if len(data_config[name]) != channels:
             data_config[name] = (statistics.fmean(data_config[name]),) * channels
-    _set_data_config(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'])
+    _set_data_config(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
+                     test_crop_pct=None)    # timm's validate script prefers it
     if device.type == 'cpu':
         threads = config.threads or default_threads(config.batch_size, data_config['input_size'])
         torch.set_num_threads(threads)

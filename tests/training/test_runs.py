@@ -164,13 +164,16 @@ def test_images_in_memory_are_seen_whole_by_whoever_loads_the_export(tmp_path):
     """The run validates on whole images, also of an architecture whose own configuration crops them."""
     data = runs.folder(tmp_path / 'data')
     common = dict(data=str(data), in_memory=True, input_size=runs.SIZE, batch_size=8, epochs=1, device='cpu')
-    train_teacher(TeacherRun(teacher='test_resnet', method='none', output=str(tmp_path / 'teacher'), **common))
-    distill(StudentRun(teacher=str(tmp_path / 'teacher'), student='test_resnet', output=str(tmp_path / 'student'),
+    train_teacher(TeacherRun(teacher='resnet10t', method='none', output=str(tmp_path / 'teacher'), **common))
+    distill(StudentRun(teacher=str(tmp_path / 'teacher'), student='resnet10t', output=str(tmp_path / 'student'),
                        **common))
-    assert timm.create_model('test_resnet').pretrained_cfg['crop_pct'] < 1
+    own = timm.create_model('resnet10t').pretrained_cfg
+    assert own['crop_pct'] < own['test_crop_pct'] < 1
     for name in ('teacher', 'student'):
         model = timm.create_model(f'local-dir:{tmp_path}/{name}/{name}', pretrained=True)
-        assert timm.data.resolve_model_data_config(model)['crop_pct'] == 1
+        for as_validate_does in (False, True):
+            config = timm.data.resolve_data_config(model=model, use_test_size=as_validate_does)
+            assert config['crop_pct'] == 1 and config['input_size'] == runs.SIZE
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path):
