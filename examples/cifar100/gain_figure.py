@@ -85,7 +85,7 @@ def figure(name: str) -> bool:
         _against_size(ax, pair, [g for g in gains if g.pair == pair and g.against == STANDARD], sizes)
         ax.set(xlabel=label, ylabel="students' gain over the standard teacher's, points")
     _by_pair(axes[0, -1], shown)
-    axes[0, -1].set(xlabel=f"students' gain over the standard teacher's, points\n({usual} {label})")
+    axes[0, -1].set_xlabel(f"students' gain over the standard teacher's, points\n({usual} {label})", loc='right')
     (HERE / 'figures').mkdir(exist_ok=True)
     fig.savefig(HERE / 'figures' / f'gain_{name}.png', dpi=110)
     plt.close(fig)

@@ -19,9 +19,9 @@ def forward_with_maps(
 ) -> tuple[Any, list[torch.Tensor]]:
     """Run a teacher once and take its features along.
 
-    timm models are tapped by ``forward_intermediates``, everything else, and those whose own forward does something
-    else (`gives_features`), by forward hooks that live for this call only.
-    Either way the logits are bit for bit those of ``model(x)``.
+    timm models are tapped by ``forward_intermediates``; everything else, and those whose own forward does something
+    else (`gives_features`), by forward hooks that live for this call only. Either way the logits are bit for bit those
+    of ``model(x)``.
 
     Args:
         model: The teacher.
