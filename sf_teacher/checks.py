@@ -121,6 +121,9 @@ def check_batch(images: torch.Tensor, input_size: tuple[int, int, int]) -> None:
     """Refuse what is not a batch of images with the right number of channels."""
     if images.ndim != 4 or images.shape[1] != input_size[0] or not len(images):
         raise SFTeacherError(f'images must be a batch [B, {input_size[0]}, H, W]; got shape {tuple(images.shape)}')
+    if not images.is_floating_point():
+        raise SFTeacherError(f'images must be floating point, normalised as the teacher expects; got {images.dtype}: '
+                             f'scale them to 0..1 (ToTensor), subtract the mean and divide by the standard deviation')
 
 
 def check_target(target: torch.Tensor, batch: int, num_classes: int) -> None:
@@ -130,6 +133,8 @@ def check_target(target: torch.Tensor, batch: int, num_classes: int) -> None:
             raise SFTeacherError(f'soft targets must be [B, K] = [{batch}, {num_classes}]; got {tuple(target.shape)}')
     elif tuple(target.shape) != (batch,):
         raise SFTeacherError(f'labels must be [B] = [{batch}]; got {tuple(target.shape)}')
+    elif target.dtype not in (torch.int64, torch.uint8):
+        raise SFTeacherError(f'labels must be torch.int64; got {target.dtype}: convert them, targets.long()')
     elif not target.is_meta and not (int(target.min()) >= 0 and int(target.max()) < num_classes):
         raise SFTeacherError(f'labels must lie in 0..{num_classes - 1}; got {int(target.min())}..{int(target.max())}. '
                              f'Is the teacher built with the right num_classes?')

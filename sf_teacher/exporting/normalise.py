@@ -1,6 +1,7 @@
 """The plain teacher behind whatever it was trained in: copied, and asked for its preprocessing and its logits."""
 import contextlib
 import copy
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ from .architecture import name_of
 from .checkpoint import check_plain
 from .hooks import HOOKS, makes_weights
 from .numerics import default_numerics
+
+_logger = logging.getLogger(__name__)
 
 PROBE_IMAGES = 4
 PROBE_SEED = 0
@@ -107,6 +110,9 @@ def data_config(
             [int(n) if isinstance(n, Integral) else n for n in input_size] if isinstance(input_size, Iterable)
             else input_size)
     given |= {key: _numbers(key, value) for key, value in (('mean', mean), ('std', std)) if value is not None}
+    if max(given.get('mean', (0.,))) > 1:
+        _logger.warning('mean=%s lies above 1, and who uses the teacher scales images to 0..1 before it is subtracted: '
+                        'divide mean and std by 255 if they are of pixels', mean)
     if not getattr(teacher, 'pretrained_cfg', None):
         if missing := [key for key in ('input_size', 'mean', 'std') if key not in given]:
             raise SFTeacherError(f"{name_of(teacher)} does not say what it was trained on: pass {', '.join(missing)}")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..checks import check_target
+from ..errors import SFTeacherError
 from ..split.boundaries import Size
 from ..split.selection import Boundaries, Selection, count_classes, select_boundaries
 from ..validation import Checked
@@ -58,12 +59,18 @@ class Context:
 
     @cached_property
     def num_classes(self) -> int:
-        """K, the number of logits of the plain model."""
+        """K, the number of logits of the plain model.
+
+        Raises:
+            SFTeacherError: It gives one, of which there is nothing to distil.
+        """
         if self.known_classes is not None:
             return self.known_classes
-        if 'selection' in vars(self):
-            return self.selection.num_classes
-        return count_classes(self.model, self.input_size)
+        count = self.selection.num_classes if 'selection' in vars(self) else count_classes(self.model, self.input_size)
+        if count < 2:
+            raise SFTeacherError(f'teacher {type(self.model).__name__} gives {count} logit, and a softmax of one is '
+                                 f'always 1: build it with num_classes=K, at least 2')
+        return count
 
 
 class Step(NamedTuple):

@@ -27,6 +27,9 @@ def check_settings(config: StudentRun) -> None:
     if config.teacher and not config.task_loss_weight and not config.distill_loss_weight:
         raise SettingError(f'{setting("task_loss_weight", 0.)} and {setting("distill_loss_weight", 0.)} leave nothing '
                            f'to learn: give at least one of them more')
+    if config.teacher and config.smoothing and not config.task_loss_weight:
+        raise SettingError(f'{setting("smoothing", config.smoothing)} has no effect with '
+                           f'{setting("task_loss_weight", 0.)}: nothing is learned of labels; leave it out')
     if not config.unlabelled:
         return
     given = setting('unlabelled', config.unlabelled)
@@ -38,9 +41,10 @@ def check_settings(config: StudentRun) -> None:
     if not config.distill_loss_weight:
         raise SettingError(f'{given} has no effect with {setting("distill_loss_weight", 0.)}: nothing is learned of '
                            f'images without labels')
-    if config.train_split == NO_SPLIT and config.smoothing:
-        raise SettingError(f'{setting("smoothing", config.smoothing)} has no effect with '
-                           f'{setting("train_split", NO_SPLIT)}: there are no labels to smooth; leave it out')
+    for name in ('smoothing', 'task_loss_weight'):
+        if config.train_split == NO_SPLIT and config.given(name) and getattr(config, name):
+            raise SettingError(f'{setting(name, getattr(config, name))} has no effect with '
+                               f'{setting("train_split", NO_SPLIT)}: nothing is learned of labels; leave it out')
 
 
 def distillation_task(

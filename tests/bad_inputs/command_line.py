@@ -102,6 +102,8 @@ DISTILL = [
     (['--kd-temperature 0'], '--kd-temperature 0 must be a finite number > 0'),
     (['--task-loss-weight 0', '--distill-loss-weight 0'],
      '--task-loss-weight 0 and --distill-loss-weight 0 leave nothing to learn: give at least one of them more'),
+    (['--task-loss-weight', '0', '--smoothing', '0.1'],
+     '--smoothing 0.1 has no effect with --task-loss-weight 0: nothing is learned of labels; leave it out'),
     (['--train-split none'], '--train-split none leaves out the labelled images: give those .* as --unlabelled, or'),
     (['--model-kwargs num_classes=4'], '--model-kwargs num_classes=4: models have as many classes as the data'),
     (['--distill-loss-weight -1'], '--distill-loss-weight -1 must be a finite number >= 0'),

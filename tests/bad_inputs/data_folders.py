@@ -94,7 +94,8 @@ UNLABELLED = [
     (dict(unlabelled='{data}/validation'), 'would both read .*validation: give another unlabelled, beside'),
     (dict(unlabelled='{data}/validation/class0'), 'class0 lies in .*validation, .* give another unlabelled, beside'),
     (dict(unlabelled='{data}'), 'validation lies in .*data, .*: give another unlabelled, beside .*validation'),
-    (dict(train_split='none', smoothing=0.1), "smoothing=0.1 has no effect with train_split='none': there are"),
+    (dict(train_split='none', smoothing=0.1), "smoothing=0.1 has no effect with train_split='none': nothing is"),
+    (dict(train_split='none', task_loss_weight=0.5), "task_loss_weight=0.5 has no effect with train_split='none'"),
     (dict(unlabelled='copied'), '6 validation images are unlabelled images too, 6 under other names'),
     (dict(unlabelled='{teacher}'), r'Found 0 images in .*no images by their ending'),
 ]

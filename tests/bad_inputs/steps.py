@@ -46,6 +46,10 @@ BATCHES = {
     'label too large': (torch.zeros(2, *SIZE), torch.tensor([0, 10]), r'must lie in 0..9; got 0..10.*num_classes'),
     'label negative': (torch.zeros(2, *SIZE), torch.tensor([-1, 1]), r'must lie in 0..9; got -1..1'),
     'labels of another batch': (torch.zeros(2, *SIZE), torch.tensor([1]), r'labels must be \[B\] = \[2\]; got \(1,\)'),
+    'labels of few bits': (torch.zeros(2, *SIZE), torch.tensor([0, 1], dtype=torch.int32),
+                           r'labels must be torch.int64; got torch.int32: .*targets.long\(\)'),
+    'pixels': (torch.zeros(2, *SIZE, dtype=torch.uint8), torch.tensor([0, 1]),
+               r'images must be floating point, .*; got torch.uint8: scale them to 0..1'),
     'soft targets': (torch.zeros(2, *SIZE), torch.zeros(2, 7), r'\[B, K\] = \[2, 10\]; got \(2, 7\)'),
 }
 ROWS = [

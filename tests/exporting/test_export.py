@@ -102,6 +102,11 @@ def test_hooks_that_change_the_logits_are_refused(put, at, tmp_path):
     assert listed(tmp_path) == []
 
 
+def test_statistics_of_pixels_are_pointed_out(tmp_path, caplog):
+    export(build(), tmp_path / 'a', input_size=SIZE, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+    assert 'mean=(123.7, 116.3, 103.5) lies above 1' in caplog.text and 'divide mean and std by 255' in caplog.text
+
+
 # --- what survives, and how -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name', [
