@@ -22,6 +22,7 @@ from sf_teacher.analysis.intervals import interval
 
 HERE = Path(__file__).resolve().parent
 OVERVIEW = HERE.parents[1] / 'docs/results.md'
+SCREENED = ('all_images', 'few_images')     # with what chose
 PROTOCOLS = ('cpu', 'controls', 'other_student', 'methods', 'sweep', 'sweep_few_images', 'paper60', 'paper', 'modern')
 Result = dict[str, Any]
 Arms = dict[str, list[tuple[Result | None, Result]]]       # by arm: teacher's and student's result for each seed
@@ -122,12 +123,12 @@ def document() -> str:
 
 
 def overview() -> str:
-    """docs/results.md, with the tables of cpu.yaml, few_labels*.yaml, few_images.yaml and the advisor between marks."""
+    """docs/results.md, with the tables of cpu.yaml, few_labels*.yaml, of `SCREENED` and the advisor between marks."""
     protocol = read(HERE / 'cpu.yaml')
     text = OVERVIEW.read_text(encoding='utf-8')
     for name, tables in (('cpu', [table(protocol, collect(protocol, pair)) for pair in protocol.pairs]),
                          *((name, chosen.reported(name)) for name in chosen.CHOSEN if name.startswith('few_labels')),
-                         ('few_images', chosen.screened('few_images') + chosen.reported('few_images')),
+                         *((name, chosen.screened(name) + chosen.reported(name)) for name in SCREENED),
                          ('regret', [regret.shown()])):
         begin, end = f'<!-- {name}, by examples/cifar100/results.py -->', f'<!-- end of {name} -->'
         before, rest = text.split(begin)
