@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from timm.task import TrainingTask
 
 import sf_teacher
 from sf_teacher.files import write_atomically
+from sf_teacher.training import TrainConfig
 
 HALFWAY, COST = 'halfway.pt', 'cpu_seconds.txt'
+BRANCH_SEED = 10 ** 6       # added to a seed: branches start from other weights than any student
 
 
 class Clock:
@@ -48,4 +52,19 @@ def machine(device: torch.device) -> dict[str, Any]:
         name = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
                      if line.startswith('model name')), name)
     return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
-            'sf_teacher': sf_teacher.__version__}
+            'sf_teacher': sf_teacher.__version__, 'commit': commit()}
+
+
+def commit() -> str | None:
+    """That of this checkout, with a + where its files differ; None outside of one."""
+    try:
+        return subprocess.run(['git', 'describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+'], check=True,
+                              cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def resolved(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """Every setting of the loop and the seed of the branches, defaults of this version included."""
+    train = {name: value for name, value in asdict(config).items() if name not in ('output', 'resume', 'device')}
+    return {'train': train, **({'branch_seed': BRANCH_SEED + run.seed} if 'method' in run.settings else {})}

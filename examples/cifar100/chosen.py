@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gains import Row, compared
-from plan import Result, chains, choose, reported_runs, teacher_run
+from plan import chains, choose, reported_runs
 from protocol import ALONE, STANDARD, Protocol, read
+from runs import Result, stages
 
 HERE = Path(__file__).resolve().parent
 FEW_LABELS = ('few_labels_25', 'few_labels', 'few_labels_100')
@@ -29,15 +30,15 @@ def rows(protocol: Protocol, done: dict[str, Result], pair: str, student: str) -
     found = {}
     for name in (ALONE, *protocol.arms):
         choice = choices.get((pair, student, name))
-        teachers, students = {}, {}
+        before, students = {}, {}
         for seed in protocol.seeds:
             runs = [run for run in reported_runs(protocol, pair, name, seed, choices) if run.student == student]
             if runs and all(run.key in done for run in runs):
                 students[seed] = [done[run.key] for run in runs]
                 if choice:
-                    teachers[seed] = done[teacher_run(protocol, pair, choice.arm, seed).key]
+                    before[seed] = {run.key: done[run.key] for run in stages(protocol, pair, choice.arm, seed)}
         if choice or students:
-            found[name] = Row(choice, teachers, students)
+            found[name] = Row(choice, before, students)
     return found
 
 
@@ -52,14 +53,28 @@ def made_on(results: Iterable[Result]) -> list[str]:
     return sorted({'{device}, {threads} thread(s), torch {torch}, timm {timm}'.format(**r['machine']) for r in results})
 
 
-def _minutes(results: Iterable[Result], machines: list[str]) -> str:
-    """CPU time of a run, or its wall time where that is not known, and the wall time, with the machine's letter."""
-    known = list(results)
-    if len(mine := made_on(known)) != 1:        # one is faster than the other
+def _minutes(runs: Iterable[list[Result]], machines: list[str]) -> str:
+    """CPU time of a model's runs, or wall time where that is not known, and wall time, with the machine's letter."""
+    known = list(runs)
+    if len(mine := made_on(r for each in known for r in each)) != 1:        # one is faster than the other
         return '-'
-    times = (statistics.fmean(r.get(name, r['seconds']) for r in known) / 60 for name in ('cpu_seconds', 'seconds'))
+    times = (statistics.fmean(sum(r.get(name, r['seconds']) for r in each) for each in known) / 60
+             for name in ('cpu_seconds', 'seconds'))
     letter = f' {LETTERS[machines.index(mine[0])]}' if len(machines) > 1 else ''
     return ' / '.join(f'{t:.1f}' for t in times) + letter
+
+
+def _epochs(stages: dict[str, Result], halfway: bool) -> str:
+    """Of a teacher, after those of what it started from; a guide's beside them."""
+    if not stages:
+        return '-'
+    settings = list(stages.values())[-1]['settings']
+    epochs = settings['train']['epochs']
+    found, guide = [epochs // 2 if halfway else epochs], stages.get(settings.get('guide', ''))
+    while settings['after']:
+        settings = stages[settings['after']]['settings']
+        found.insert(0, settings['train']['epochs'])
+    return ' + '.join(map(str, found)) + (f', its guide {guide["settings"]["train"]["epochs"]}' if guide else '')
 
 
 def _name(protocol: Protocol, name: str, row: Row) -> str:
@@ -75,25 +90,26 @@ def table(protocol: Protocol, found: dict[str, Row]) -> str:
             'teacher, CPU / wall minutes', 'student, CPU / wall minutes')
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     machines = made_on(r for row in found.values() if row.students for each in (
-        row.teachers.values(), *row.students.values()) for r in each)
+        *(each.values() for each in row.stages.values()), *row.students.values()) for r in each)
     for name, row in found.items():
         if not row.students:
             continue
         students = [r for each in row.students.values() for r in each]
         of_teacher = [[r['top1'] for r in each] for each in row.students.values()]
-        against = protocol.arms[name].against if name != ALONE else STANDARD
         difference = '' if name == STANDARD else compared(row, found.get(STANDARD))
-        if against != STANDARD:
-            difference += f'; over "{against}": {compared(row, found.get(against))}'
+        for against in protocol.arms[name].against if name != ALONE else ():
+            if against != STANDARD:
+                difference += f'; over "{against}": {compared(row, found.get(against))}'
         again = '' if name == STANDARD else compared(row, found.get(STANDARD), 'validation_top1')
-        teachers = list(row.teachers.values())
+        halfway = bool(row.choice and protocol.arms[row.choice.arm].halfway)
+        trained = [] if halfway else [list(each.values()) for each in row.stages.values()]      # not measured half-way
         lines.append('| ' + ' | '.join([
             _name(protocol, name, row), f'{row.choice.temperature:g}' if row.choice else '-',
             f'{len(row.students)} × {len(students) // len(row.students)}',
-            '-' if not teachers else str(teachers[0]['settings']['train']['epochs']),
-            _mean(t['top1'] for t in teachers), _mean(r['validation_top1'] for r in students),
+            _epochs(next(iter(row.stages.values()), {}), halfway),
+            _mean(each[-1]['top1'] for each in trained), _mean(r['validation_top1'] for r in students),
             _mean(statistics.fmean(each) for each in of_teacher), difference, again,
-            _minutes(teachers, machines), _minutes(students, machines)]) + ' |')
+            _minutes(trained, machines), _minutes([[r] for r in students], machines)]) + ' |')
     if len(machines) > 1:
         lines += ['', f'Minutes: {"; ".join(map(": ".join, zip(LETTERS, machines, strict=False)))}; none where the '
                   f'runs of a row are of several machines.']
@@ -105,12 +121,12 @@ def selection_table(protocol: Protocol, found: dict[str, Row]) -> str:
     shown = {name: row for name, row in found.items() if row.choice and not protocol.arms[name].best_of}
     if not shown:
         return ''
-    head = ('teacher', *(f'T = {t:g}' for t in protocol.temperatures))
+    head = ('teacher', 'teachers that choose', *(f'T = {t:g}' for t in protocol.temperatures))
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for name, row in shown.items():
         cells = [f'**{v:.2f}**' if t == row.choice.temperature else f'{v:.2f}'       # type: ignore[union-attr]
                  for t, v in row.choice.validation.items()]     # type: ignore[union-attr]
-        lines.append('| ' + ' | '.join([name, *cells]) + ' |')
+        lines.append('| ' + ' | '.join([name, str(len(row.choice.seeds)), *cells]) + ' |')    # type: ignore[union-attr]
     return '\n'.join(lines)
 
 
@@ -151,8 +167,8 @@ def section(name: str) -> str:
         parts.append('\n\n'.join(filter(None, [
             f'### {title}', table(protocol, found) if reported else '',
             f'Not reported yet: {"; ".join(missing)}.' if missing else '',
-            'Student on the validation images, by temperature (selection seeds '
-            f'{", ".join(map(str, protocol.selection_seeds))}; what was chosen is bold):' if selected else '',
+            'Student on the validation images, by temperature, mean over the teachers that choose; what was chosen is '
+            'bold:' if selected else '',
             selected])))
     if not parts:
         return ''
@@ -167,13 +183,15 @@ def section(name: str) -> str:
 CIFAR-100, classes {first} to {end - 1}, {protocol.size} px, batches of {protocol.batch_size}. Teachers:
 {protocol.per_class or 500 - protocol.validation} labelled images of each class, {protocol.train["epochs"]} epochs
 unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. Accuracy of the last epoch. Test images
-choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by students of the selection seeds on
+choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by one student for each temperature
+of each teacher of the selection seeds ({", ".join(map(str, protocol.selection_seeds))}; not all for every arm), on
 {protocol.validation} held-out training images of each class; the seeds that are reported are others, the same for
 every arm. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
 teachers. "With images" is the interval for other teachers and other images drawn as the test images were (their
-variances added); the wider of the two decides. Both are for the temperature that was chosen, by one teacher's students
-as a rule. The validation images chose it, so the gain on them only stands beside it. ± is the standard deviation over
-teachers, for the validation images over students. {len(own)} runs, {sum(r["seconds"] for r in own) / 3600:.1f} hours of
-training on {"; ".join(made_on(own))}.
+variances added); the wider of the two decides. Both are for the temperature that was chosen: what another choice would
+change is not in them. The validation images chose it, so the gain on them only stands beside it. A teacher's epochs
+and minutes are with those of the teacher that it started from, the minutes with its guide's too. ± is the standard
+deviation over teachers, for the validation images over students.
+{len(own)} runs, {sum(r["seconds"] for r in own) / 3600:.1f} hours of training on {"; ".join(made_on(own))}.
 
 ''' + '\n\n'.join(parts) + '\n'

@@ -57,7 +57,7 @@ def known_gains(names: Sequence[str], size: str) -> list[Gain]:
 def _comparisons(protocol: Protocol, rows: dict[str, Row]) -> Iterator[tuple[str, str]]:
     for arm in rows:
         if arm not in (ALONE, STANDARD):
-            yield from ((arm, against) for against in dict.fromkeys([STANDARD, protocol.arms[arm].against]))
+            yield from ((arm, against) for against in dict.fromkeys([STANDARD, *protocol.arms[arm].against]))
 
 
 def figure(name: str) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from plan import Choice, Result
+from plan import Choice
+from runs import Result
 
 from sf_teacher.analysis.intervals import half_width_with_images, interval
 
@@ -20,11 +21,11 @@ class Row:
 
     Args:
         choice: What the validation images chose; None for students that learn alone.
-        teachers: The teacher's result by seed.
+        stages: By seed, the results of the teachers that it comes of and its own as the last one, by key.
         students: The students' results by the seed of their teacher; a seed counts when all of them are done.
     """
     choice: Choice | None
-    teachers: dict[int, Result]
+    stages: dict[int, dict[str, Result]]
     students: dict[int, list[Result]]
 
 

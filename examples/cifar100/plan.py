@@ -1,18 +1,12 @@
-"""What a protocol's runs are, in which order, and what the validation images choose."""
+"""What the validation images choose, and which runs a protocol needs, in which order."""
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from protocol import ALONE, Arm, Protocol, Run, student_train, teacher_train
-
-from sf_teacher.methods import METHODS
-from sf_teacher.methods.base import options
-
-Result = dict[str, Any]
-NESTED = 1000       # the second student of a teacher has the teacher's seed + 1000
+from protocol import ALONE, Protocol, Run
+from runs import Result, stages, student_runs
 
 
 @dataclass(frozen=True)
@@ -22,73 +16,16 @@ class Choice:
     Args:
         arm: The arm itself, or the best of its `best_of`.
         temperature: The temperature.
-        validation: Accuracy on the validation images by temperature, mean over the selection seeds.
+        validation: Accuracy on the validation images by temperature, mean over `seeds`.
+        seeds: The selection seeds of which every temperature is done.
     """
     arm: str
     temperature: float
     validation: dict[float, float]
+    seeds: tuple[int, ...]
 
 
-# Options that a method got after results were there, with the value that changes nothing: left out, so that keys stay
-LATER = {'sample_branch': False, 'branch_share': 1.}
-
-ORIGINS = ('teacher', 'after', 'guide')      # settings that name a teacher's run
 Choices = dict[tuple[str, str, str], Choice]        # by pair, student and arm
-
-
-def teacher_run(protocol: Protocol, pair_name: str, arm_name: str, seed: int) -> Run:
-    """The run of a teacher. A standard teacher does not depend on the student."""
-    pair, arm = protocol.pairs[pair_name], protocol.arms[arm_name]
-    own = pair.branch or pair.student
-    settings = {
-        **_common(protocol), 'model': own if arm.as_branch else pair.teacher,
-        'train': teacher_train(protocol, pair, arm),
-        'after': teacher_run(protocol, pair_name, arm.after, seed).key if arm.after else None}
-    if arm.method:
-        made = options(METHODS[arm.method](**arm.options))      # a default may change
-        resolved = {name: value for name, value in made.items() if name not in LATER or value != LATER[name]}
-        settings |= {'method': arm.method, 'ramp': resolved.pop('kl_ramp', 0.), 'options': resolved,
-                     'branch': arm.branch or own,
-                     'boundaries': arm.boundaries or pair.boundaries}
-    if arm.guide:
-        settings['guide'] = teacher_run(protocol, pair_name, arm.guide, seed).key
-    return Run('teacher', pair_name, arm_name, seed, 'own', settings)
-
-
-def student_runs(
-        protocol: Protocol,
-        pair_name: str,
-        arm_name: str,
-        seed: int,
-        temperature: float | None = None,
-        nested: int = 0,
-) -> list[Run]:
-    """The runs of the students of a teacher, or of those that learn alone.
-
-    Args:
-        protocol: The protocol.
-        pair_name: The pair.
-        arm_name: The arm; `ALONE` for students without teacher.
-        seed: That of the teacher.
-        temperature: Instead of the protocol's.
-        nested: Which of the students of this teacher.
-    """
-    pair = protocol.pairs[pair_name]
-    arm = protocol.arms.get(arm_name, Arm())
-    settings = {**_common(protocol), 'train': student_train(protocol, pair, arm)}
-    if arm_name == ALONE and protocol.unlabelled:
-        settings['train'] = teacher_train(protocol, pair, arm)
-    elif protocol.student_per_class:
-        settings['per_class'] = protocol.student_per_class
-    if arm_name != ALONE:
-        kd = {**protocol.kd, **({'temperature': temperature} if temperature else {})}
-        settings |= {'kd': kd, 'teacher': teacher_run(protocol, pair_name, arm_name, seed).key}
-        settings |= {'simplifier': arm.simplifier} if arm.simplifier else {}
-        settings |= {'halfway': True} if arm.halfway else {}
-        settings |= {'loss': arm.loss} if arm.loss else {}
-        settings |= {'unlabelled': True} if protocol.unlabelled else {}
-    return [Run('student', pair_name, arm_name, seed + NESTED * nested, name, {**settings, 'model': spec})
-            for name, spec in {'own': pair.student, **pair.others}.items()]
 
 
 def selection_runs(protocol: Protocol, pair: str, arm: str, seed: int) -> list[Run]:
@@ -112,25 +49,47 @@ def reported_runs(protocol: Protocol, pair: str, arm: str, seed: int, choices: C
 
 
 def choose(protocol: Protocol, done: Mapping[str, Result]) -> Choices:
-    """The best temperature of each arm whose selection runs are all done, by nothing but their validation accuracy."""
+    """The best temperature of each arm, by nothing but the validation accuracy of the selection seeds' students.
+
+    An arm may have fewer teachers that choose than the protocol has seeds, but none that is begun and not done: arms
+    that are only screened have one. A "best" arm is chosen by the seeds that all of its candidates have.
+    """
     choices: Choices = {}
     for pair, spec in protocol.pairs.items():
         for student in ('own', *spec.others):
+            known = {name: _validation(protocol, done, pair, student, name)
+                     for name, arm in protocol.arms.items() if not arm.best_of}
+            for name, by_seed in known.items():
+                if by_seed and all(len(found) == len(protocol.temperatures) for found in by_seed.values()):
+                    choices[pair, student, name] = _choice(name, by_seed)
             for name, arm in protocol.arms.items():
-                runs = {t: [run for seed in protocol.selection_seeds
-                            for run in student_runs(protocol, pair, name, seed, t) if run.student == student]
-                        for t in protocol.temperatures}
-                if not arm.best_of and all(run.key in done for each in runs.values() for run in each):
-                    found = {t: statistics.fmean(done[run.key]['validation_top1'] for run in each)
-                             for t, each in runs.items()}
-                    if found:
-                        choices[pair, student, name] = Choice(name, max(found, key=found.__getitem__), found)
-            for name, arm in protocol.arms.items():
-                candidates = [choices.get((pair, student, other)) for other in arm.best_of or ()]
-                if arm.best_of and all(candidates):
-                    choices[pair, student, name] = max(
-                        filter(None, candidates), key=lambda c: c.validation[c.temperature])
+                others = [other for other in arm.best_of or () if (pair, student, other) in choices]
+                common = set(protocol.selection_seeds).intersection(*(known[other] for other in others))
+                if others and len(others) == len(arm.best_of or ()) and common:
+                    candidates = [_choice(other, {seed: known[other][seed] for seed in common}) for other in others]
+                    best = max(candidates, key=lambda c: c.validation[c.temperature])
+                    choices[pair, student, name] = choices[pair, student, best.arm]
     return choices
+
+
+def _validation(
+        protocol: Protocol,
+        done: Mapping[str, Result],
+        pair: str,
+        student: str,
+        arm: str,
+) -> dict[int, dict[float, float]]:
+    """Validation accuracy by temperature, for each selection seed of which any student is done."""
+    found = {seed: {t: done[run.key]['validation_top1'] for t in protocol.temperatures
+                    for run in student_runs(protocol, pair, arm, seed, t) if run.student == student and run.key in done}
+             for seed in protocol.selection_seeds}
+    return {seed: by_temperature for seed, by_temperature in found.items() if by_temperature}
+
+
+def _choice(arm: str, by_seed: Mapping[int, Mapping[float, float]]) -> Choice:
+    temperatures = next(iter(by_seed.values()))
+    found = {t: statistics.fmean(each[t] for each in by_seed.values()) for t in temperatures}
+    return Choice(arm, max(found, key=found.__getitem__), found, tuple(sorted(by_seed)))
 
 
 def chains(
@@ -164,7 +123,7 @@ def chains(
                     students = selection_runs(protocol, pair, arm, seed) if chosen else []
                 else:
                     students = reported_runs(protocol, pair, arm, seed, choices)
-                teachers = _teachers(protocol, pair, students[0].arm, seed) if students else []
+                teachers = stages(protocol, pair, students[0].arm, seed) if students else []
                 for run in teachers:
                     if run.key not in planned:      # pairs may share a teacher, or a student alone
                         found[run.key] = [run]
@@ -173,23 +132,3 @@ def chains(
                 chain += [run for run in students if run.key not in planned]
                 planned |= {run.key for run in students}
     return [chain for chain in found.values() if chain]
-
-
-def needed(run: Run) -> list[str]:
-    """Keys of the teachers that have to be there before this run starts."""
-    return [run.settings[name] for name in ORIGINS if run.settings.get(name)]
-
-
-def _teachers(protocol: Protocol, pair: str, arm: str, seed: int) -> list[Run]:
-    """The teacher of an arm, after the ones that it comes of."""
-    if arm == ALONE:
-        return []
-    origins = filter(None, (protocol.arms[arm].after, protocol.arms[arm].guide))
-    return [*(run for origin in origins for run in _teachers(protocol, pair, origin, seed)),
-            teacher_run(protocol, pair, arm, seed)]
-
-
-def _common(protocol: Protocol) -> dict[str, Any]:
-    held_out = {'validation': protocol.validation} if protocol.validation else {}
-    return {'classes': list(protocol.classes), 'per_class': protocol.per_class, 'size': protocol.size,
-            'batch_size': protocol.batch_size, **held_out, **({'drawn': True} if protocol.drawn else {})}

@@ -54,7 +54,7 @@ class Arm:
         branch: The model of the branches instead of the student, or several.
         simplifier: The students learn by way of a simplifier (student-friendly KD) with this fraction of their learning
             rate; 0 for plain distillation.
-        against: The arm that it is compared with in the results.
+        against: The arms that it is compared with in the results; one may be given as a string.
         halfway: The students learn from the teacher as it was after half of its epochs.
         loss: How the students learn: a name of `rivals.LOSSES`; plain distillation by default.
         best_of: Nothing is trained for this arm: it is the one of these that is best on the validation images.
@@ -69,7 +69,7 @@ class Arm:
     boundaries: Any = None
     branch: Spec | list[Spec] | None = None
     simplifier: float = 0.
-    against: str = STANDARD
+    against: tuple[str, ...] = (STANDARD,)
     halfway: bool = False
     loss: str | None = None
     best_of: list[str] | None = None
@@ -175,7 +175,7 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
         if (arm.method in METHODS and METHODS[arm.method].trained_students) != bool(arm.guide):
             raise SystemExit(f'{path.name}: {arm.method}: a guide is for methods with a trained student, which need it')
         for role, others in (('start from', [arm.after]), ('be guided by', [arm.guide]),
-                             ('compare with', [arm.against]), ('choose', arm.best_of)):
+                             ('compare with', arm.against), ('choose', arm.best_of)):
             for other in others or ():
                 if other is not None and other not in protocol.arms:
                     raise SystemExit(f'{path.name}: there is no arm {other!r} to {role}')
@@ -208,4 +208,6 @@ def _made(cls: Any, values: dict[str, Any], where: str) -> Any:
     known = [f.name for f in fields(cls)]
     if unknown := [name for name in values if name not in known]:
         raise SystemExit(f'{where}: there is no {", ".join(unknown)}; there are {", ".join(known)}')
+    if isinstance(values.get('against', ()), str):
+        values = {**values, 'against': (values['against'],)}
     return cls(**values)

@@ -22,8 +22,8 @@ import torch
 from beside import machine
 from chosen import results_of
 from images import divided, load
-from plan import Result, student_runs, teacher_run
 from protocol import Arm, Protocol, path_of, read, student_train
+from runs import Result, student_runs, teacher_run
 from torchvision.transforms.functional import to_pil_image
 
 from sf_teacher.analysis.halving import seconds

@@ -15,8 +15,8 @@ import chosen
 import gain_figure
 import regret
 from gains import verdict
-from plan import student_runs
 from protocol import ALONE, STANDARD, Protocol, read
+from runs import student_runs
 
 from sf_teacher.analysis.intervals import interval
 
@@ -76,7 +76,7 @@ def table(protocol: Protocol, arms: Arms) -> str:
 
 
 def _against(protocol: Protocol, arm: str) -> str:
-    return protocol.arms[arm].against if arm in protocol.arms else STANDARD
+    return protocol.arms[arm].against[0] if arm in protocol.arms else STANDARD
 
 
 def section(name: str) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 import yaml
-from plan import Result, chains, needed
+from plan import chains
 from protocol import Protocol, Run
+from runs import Result, needed
 from worker import Worker, said_to
 
 Read = Callable[..., Protocol]
@@ -61,17 +62,17 @@ def stages_of(path: Path, arms: Sequence[str] | None, seeds: Sequence[int] | Non
 
 
 class Results:
-    """The JSON files, each read once."""
+    """The JSON files, each read when it is new."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.known = folder, {}        # type: Path, dict[Path, Result]
+        self.folder, self.known = folder, {}        # type: Path, dict[tuple[Path, int], Result]
 
     def of(self, protocol: Protocol) -> dict[str, Result]:
         """By key, as they are now."""
-        paths = set((self.folder / protocol.results).glob('*.json'))
-        for path in paths - set(self.known):
-            self.known[path] = json.loads(path.read_text())
-        return {path.stem: self.known[path] for path in paths}
+        files = {(path, path.stat().st_mtime_ns) for path in (self.folder / protocol.results).glob('*.json')}
+        for path, then in files - set(self.known):
+            self.known[path, then] = json.loads(path.read_text())
+        return {file[0].stem: self.known[file] for file in files}
 
 
 def _there(key: str, work: Path) -> bool:

@@ -14,13 +14,13 @@ from typing import Any
 import nets
 import timm
 import torch
-from beside import HALFWAY, Clock, machine
+from beside import BRANCH_SEED, HALFWAY, Clock, machine, resolved
 from gains import RIGHT, packed
 from images import Counted, Images, Remembered, Split, teacher_logits
 from nets import MEAN, STD
-from plan import ORIGINS, needed
 from protocol import Run, Spec
 from rivals import RivalTask
+from runs import ORIGINS, needed
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
@@ -35,8 +35,6 @@ from sf_teacher.split.boundaries import Boundary
 from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
-
-BRANCH_SEED = 10 ** 6       # added to a seed: branches start from other weights than any student
 
 
 def build(spec: Spec, seed: int, num_classes: int) -> nn.Module:
@@ -99,8 +97,11 @@ class Worker:
                 'top1': rows[-1]['eval_top1'], 'curve': [round(row['eval_top1'], 2) for row in rows]}),
             **self.compared(model, task, test), 'seconds': round(sum(row['seconds'] for row in rows), 1),
             **({'cpu_seconds': Clock.total(folder)} if validation and self.device.type == 'cpu' else {}),
-            'memory_mb': round(max(row['memory_mb'] for row in rows)), 'machine': machine(self.device)}
-        if path.exists() and _trace(json.loads(path.read_text())) != _trace(result):
+            'memory_mb': round(max(row['memory_mb'] for row in rows)), 'machine': machine(self.device),
+            'resolved': resolved(config, run)}
+        if path.exists():
+            if _trace(json.loads(path.read_text())) == _trace(result):      # the same again: the record stays
+                return
             self.forget(run.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1) + '\n'
@@ -140,12 +141,14 @@ class Worker:
         return self.work / '-'.join([run.key, *weights])
 
     def forget(self, key: str) -> None:
-        """Remove the results of what came of a teacher, trained again with other weights on another machine."""
+        """Put aside, in `superseded` of the work folder, what came of a teacher that came out otherwise elsewhere."""
         for path in self.results.glob('*.json'):
             settings = json.loads(path.read_text())['settings']
             if key in (settings.get(name) for name in ORIGINS):
                 print(f'{path.stem} came of another {key}: to be done again', flush=True)
-                path.unlink()
+                aside = self.work / 'superseded' / self.results.name / path.name
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, aside)
                 if 'teacher' not in settings:
                     self.forget(path.stem)
 

@@ -88,7 +88,7 @@ def test_seeds_that_choose_are_not_reported(modules, name):
     protocol = modules['protocol'].read(FOLDER / f'{name}.yaml')
     assert not set(protocol.seeds) & set(protocol.selection_seeds)
     assert bool(protocol.temperatures) == bool(protocol.validation) == bool(protocol.selection_seeds)
-    assert max(protocol.seeds) < modules['plan'].NESTED
+    assert max(protocol.seeds) < modules['runs'].NESTED
 
 
 def test_the_committed_queue_can_be_read(modules):
