@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from chosen import FEW_IMAGES, FEW_LABELS, IN_ORDER, by_student
-from gains import Row, nested_gains, with_images
+from gains import Row, nested_gains, wider
 from protocol import ALONE, STANDARD, Protocol, read
-
-from sf_teacher.analysis.intervals import interval
 
 HERE = Path(__file__).resolve().parent
 FIGURES = {     # protocols of one figure, and what lies along its axis
@@ -49,8 +47,8 @@ def known_gains(names: Sequence[str], size: str) -> list[Gain]:
         for pair, rows in by_student(protocol):
             for arm, against in _comparisons(protocol, rows):
                 if len(values := nested_gains(rows[arm], rows.get(against))) > 2:
-                    half = max(interval(values)[1], with_images(rows[arm], rows[against]) or 0.)
-                    found.append(Gain(pair, getattr(protocol, size), arm, against, values, half))
+                    found.append(Gain(pair, getattr(protocol, size), arm, against, values,
+                                      wider(rows[arm], rows[against])[1]))
     return found
 
 

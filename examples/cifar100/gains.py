@@ -49,15 +49,39 @@ def nested_gains(row: Row, against: Row | None, accuracy: str = 'top1') -> list[
             if seed in against.students]
 
 
-def with_images(row: Row, against: Row, accuracy: str = 'top1') -> float | None:
-    """Half-width of the gain's 95 % interval for other teachers and other images; None where it is not known."""
+def with_images(row: Row, against: Row, accuracy: str = 'top1', level: float = 0.95) -> float | None:
+    """Half-width of the gain's interval for other teachers and other images; None where it is not known."""
     right = RIGHT[accuracy]
     seeds = [seed for seed in row.students if seed in against.students]
     if len(seeds) < 3 or not all(right in r for each in (row, against) for seed in seeds for r in each.students[seed]):
         return None
     of_teacher = [[np.mean([unpacked(r[right], r[accuracy]) for r in each.students[seed]], 0)
                    for each in (row, against)] for seed in seeds]
-    return half_width_with_images(100 * np.stack([mine - theirs for mine, theirs in of_teacher]))
+    return half_width_with_images(100 * np.stack([mine - theirs for mine, theirs in of_teacher]), level)
+
+
+def wider(row: Row, against: Row, level: float = 0.95) -> tuple[float, float]:
+    """A gain on the test images and the half-width of the wider of its two intervals."""
+    mean, half = interval(nested_gains(row, against), level)
+    return mean, max(half, with_images(row, against, level=level) or 0.)
+
+
+def excludes_0(row: Row, against: Row, level: float = 0.95) -> bool:
+    """Whether the wider interval of a gain or loss does."""
+    mean, half = wider(row, against, level)
+    return abs(mean) > half
+
+
+def holm(comparisons: Sequence[tuple[Row, Row]]) -> list[int]:
+    """Which gains and losses stay at 5 % if they are corrected for their number (Holm 1979), by the wider intervals."""
+    left, stay = list(range(len(comparisons))), []
+    while left:
+        sure = [i for i in left if excludes_0(*comparisons[i], 1 - 0.05 / len(left))]
+        if not sure:
+            break
+        stay.append(sure[0])        # whichever is first: the surest one is among them, and what is sure stays so
+        left.remove(sure[0])
+    return sorted(stay)
 
 
 def verdict(values: Sequence[float], of: str = 'seed', wide: float | None = None) -> str:

@@ -82,9 +82,19 @@ def regrets(result: Result) -> dict[str, float]:
     return {name: max(full.values()) - full[tuple(result[name])] for name in ('baseline', 'recommended')}
 
 
+def as_today(result: Result) -> Result:
+    """What today's rule recommends: the one that led, which an earlier version named and recommended only when sure."""
+    if 'leader' not in result:
+        return result
+    interval = re.search(r'([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]', result['text'])
+    gain, _, high = map(float, interval.groups()) if interval else (None, None, None)
+    return {**result, 'baseline': result['recommended'], 'recommended': result['leader'], 'gain': gain,
+            'half_width': high - gain if gain is not None else None}
+
+
 def shown() -> str:
     """The table of what has been run."""
-    found = [json.loads(path.read_text()) for path in (RESULTS / ADVISOR).glob('*.json')]
+    found = [as_today(json.loads(path.read_text())) for path in (RESULTS / ADVISOR).glob('*.json')]
     head = ('protocol, pair', 'pilots', 'budget', 'minutes used', "pilots' epochs", 'candidates', 'baseline',
             'its student, %', 'regret', 'recommended', 'its lead in the pilots', 'its student, %', 'regret',
             'best candidate', 'its student, %', 'worst, %')

@@ -17,6 +17,7 @@ import regret
 from gains import verdict
 from protocol import ALONE, STANDARD, Protocol, read
 from runs import student_runs
+from tables import made_on
 
 from sf_teacher.analysis.intervals import interval
 
@@ -104,7 +105,7 @@ CIFAR-100, classes {first} to {end - 1}, {protocol.per_class or 500} training im
 {protocol.train["epochs"]} epochs of batches of {protocol.batch_size} unless a row says otherwise; seeds
 {", ".join(sorted({str(r["seed"]) for r in unique}))}; accuracy of the last epoch on the test images, mean ± standard
 deviation; differences to the standard teacher are paired by seed, with their 95 % interval. {len(unique)} runs,
-{sum(r["seconds"] for r in unique) / 3600:.1f} hours of training on {"; ".join(chosen.made_on(unique))}.
+{sum(r["seconds"] for r in unique) / 3600:.1f} hours of training on {"; ".join(made_on(unique))}.
 
 '''
     figures = f'![figure](figures/{name}.png)\n' if (HERE / 'figures' / f'{name}.png').exists() else ''
@@ -129,6 +130,8 @@ def overview() -> str:
     for name, tables in (('cpu', [table(protocol, collect(protocol, pair)) for pair in protocol.pairs]),
                          *((name, chosen.reported(name)) for name in chosen.CHOSEN if name.startswith('few_labels')),
                          *((name, chosen.screened(name) + chosen.reported(name)) for name in SCREENED),
+                         ('comparisons of few labels', [chosen.corrected(chosen.FEW_LABELS)]),
+                         ('comparisons of labels in order', [chosen.corrected(chosen.IN_ORDER)]),
                          ('regret', [regret.shown()])):
         begin, end = f'<!-- {name}, by examples/cifar100/results.py -->', f'<!-- end of {name} -->'
         before, rest = text.split(begin)

@@ -17,7 +17,7 @@ def modules():
     try:
         yield {name: importlib.import_module(name)
                for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'worker', 'results',
-                             'chosen', 'gains', 'regret')}
+                             'chosen', 'gains', 'regret', 'runs', 'tables')}
     finally:
         sys.path.remove(str(FOLDER))
 

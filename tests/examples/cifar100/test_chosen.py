@@ -55,6 +55,30 @@ def test_what_chooses_is_never_what_is_reported(modules, chosen, tiny):
 
 
 @pytest.mark.slow
+def test_several_teachers_choose_and_arms_may_have_fewer(modules, chosen, tiny):
+    read, plan = modules['protocol'].read, modules['plan']
+    (tiny / 'three.yaml').write_text(yaml.safe_dump({**CHOSEN, 'selection_seeds': [100, 101]}, sort_keys=False))
+    protocol = read(tiny / 'three.yaml')
+    assert plan.choose(protocol, chosen) == plan.choose(read(tiny / 'chosen.yaml'), chosen)     # one of two is done
+    known = dict(chosen)
+    for arm, accuracies in (('standard', (10., 90.)), ('half-way', (80., 20.))):
+        of = {t: [run.key for seed in (100, 101) for run in plan.student_runs(protocol, 'by name', arm, seed, t)]
+              for t in (2, 8)}
+        for (first, second), accuracy in zip(of.values(), accuracies, strict=True):
+            known |= {first: {'validation_top1': 50.}, second: {'validation_top1': accuracy}}
+            begun = plan.choose(protocol, known)
+            assert (('by name', 'own', arm) in begun) == (accuracy == accuracies[1])    # not before all are done
+    found = plan.choose(protocol, known)
+    assert found['by name', 'own', 'standard'] == plan.Choice('standard', 8, {2: 30., 8: 70.}, (100, 101))
+    assert found['by name', 'own', 'best'] == found['by name', 'own', 'standard']
+    assert found['by name', 'own', 'dkd'].seeds == (100,)
+    only_first = {**known, **{key: {'validation_top1': v} for key, v in zip(
+        (of[2][0], of[8][0]), (99., 0.), strict=True)}}
+    del only_first[of[2][1]], only_first[of[8][1]]      # half-way has one teacher, on which the two are compared
+    assert plan.choose(protocol, only_first)['by name', 'own', 'best'].arm == 'half-way'
+
+
+@pytest.mark.slow
 def test_students_without_labels_see_none(modules, chosen, tiny):
     settings = next(r['settings'] for r in chosen.values() if r['kind'] == 'student' and r['arm'] == 'standard')
     assert settings['unlabelled'] and settings['kd']['task_loss_weight'] == 0 and settings['per_class'] == 9
@@ -117,6 +141,16 @@ def test_the_regret_of_the_advisor_is_that_of_the_full_trainings(modules, chosen
             f'{max(full.values()) - full[temperature]:.2f} of 2 candidates' in printed
     images = tiny / 'chosen' / 'advisor-two-by-name-2h' / 'images'
     assert [len(list((images / part).glob('*/*.png'))) for part in ('train', 'validation')] == [27, 9]
+
+
+def test_a_report_of_an_earlier_version_is_read_by_today_s_rule(modules):
+    old = {'recommended': ['standard', 4.], 'leader': ['SFTN', 2.], 'text': 'no: it made +0.64 [-0.69, +1.97] points'}
+    read = modules['regret'].as_today(old)
+    assert (read['baseline'], read['recommended'], read['gain']) == (['standard', 4.], ['SFTN', 2.], 0.64)
+    assert read['half_width'] == pytest.approx(1.33)
+    assert modules['regret'].as_today({**old, 'text': 'no difference'})['gain'] is None
+    today = {name: value for name, value in read.items() if name != 'leader'}
+    assert modules['regret'].as_today(today) == today
 
 
 def test_regret_is_below_the_best_of_all_and_the_table_has_baseline_and_recommendation(modules, tmp_path, monkeypatch):

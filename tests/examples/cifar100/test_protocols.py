@@ -45,7 +45,7 @@ def test_a_method_with_a_trained_student_gets_that_of_its_guide(modules, tiny, t
     protocol, plan = modules['protocol'].read(tmp_path / 'guided.yaml', arms=['aid']), modules['plan']
     runs = {run.key: run for chain in plan.chains(protocol, arms=['aid']) for run in chain}
     aid = next(run for run in runs.values() if run.arm == 'aid' and run.kind == 'teacher')
-    standard, guide = (runs[key] for key in plan.needed(aid))
+    standard, guide = (runs[key] for key in modules['runs'].needed(aid))
     assert standard.settings['model'] == protocol.pairs['by name'].teacher
     assert guide.settings['model'] == protocol.pairs['by name'].student
     worker = modules['worker'].Worker(None, tmp_path, tmp_path, 'cpu')

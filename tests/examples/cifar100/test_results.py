@@ -46,6 +46,39 @@ def test_gains_respect_the_nesting(modules):
     assert module.verdict([1., 1.1, 0.9], wide=2.) == '+1.00 [+0.75, +1.25], with images [-1.00, +3.00] no gain'
 
 
+def test_holm_is_the_step_down_of_the_p_values(modules):
+    from scipy.stats import ttest_1samp
+    module, generator, lost = modules['gains'], np.random.default_rng(0), 0
+    standard = module.Row(None, {}, {seed: [{'top1': 50.}] for seed in range(5)})
+    for _ in range(50):
+        values = generator.normal(generator.choice([0., 1.5, 4.], (6, 1)), 1., (6, 5))
+        rows = [module.Row(None, {}, {seed: [{'top1': 50. + v}] for seed, v in enumerate(each)}) for each in values]
+        p = ttest_1samp(values, 0, axis=1).pvalue
+        ordered, expected = np.argsort(p), []
+        for rank, i in enumerate(ordered):
+            if p[i] > 0.05 / (6 - rank):
+                break
+            expected.append(int(i))
+        assert module.holm([(row, standard) for row in rows]) == sorted(expected)
+        lost += int((p < 0.05).sum()) - len(expected)
+    assert lost > 0 and module.holm([]) == []
+
+
+def test_a_row_has_the_epochs_and_minutes_of_what_its_teacher_came_of(modules):
+    tables, machine = modules['tables'], {'device': 'd', 'threads': 1, 'torch': '2', 'timm': '1'}
+
+    def result(epochs, seconds, **settings):
+        return {'settings': {'train': {'epochs': epochs}, 'after': None, **settings}, 'seconds': seconds,
+                'machine': machine}
+    first, guide = result(50, 540.), result(40, 60.)
+    chain = {'a': first, 'g': guide, 'b': result(10, 120., after='a', guide='g')}
+    assert tables._epochs(chain, False) == '50 + 10, its guide 40' and tables._epochs({}, False) == '-'
+    assert tables._epochs({'a': first}, True) == '25' and tables._epochs({'a': first}, False) == '50'
+    assert tables._minutes([list(chain.values()), [first]], ['d']) == '10.5 / 10.5'
+    elsewhere = {**first, 'machine': {**machine, 'device': 'e'}}
+    assert tables._minutes([[first], [elsewhere]], ['d', 'e']) == '-' == tables._minutes([], ['d'])
+
+
 def test_the_interval_for_other_images_holds_the_truth_as_often_as_it_says(modules):
     module = modules['gains']
     generator, means, halves = np.random.default_rng(0), [], []

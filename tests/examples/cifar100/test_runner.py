@@ -36,7 +36,9 @@ def test_every_run_is_a_file_that_says_what_was_done(finished, modules, tiny):
         assert len(result['curve']) == planned.settings['train']['epochs']
         assert result['curve'][-1] == round(result['top1'], 2)
         assert ('kl' in result) == ('teacher' in planned.settings)
-        assert result['machine']['torch'] == torch.__version__
+        assert result['machine']['torch'] == torch.__version__ and len(result['machine']['commit'].strip('+')) == 40
+        assert result['resolved']['train']['opt'] == 'sgd' and result['resolved']['train']['seed'] == 3
+        assert ('branch_seed' in result['resolved']) == ('method' in planned.settings)
     assert {finished[run.key]['settings'].get('teacher') in finished for run in runs if run.arm == 'sftn'
             and run.kind == 'student'} == {True}
 
@@ -72,7 +74,9 @@ def test_a_teacher_whose_weights_are_gone_is_trained_again_for_its_students(tiny
         stale.write_text(json.dumps({**first[student], 'settings': {'teacher': teacher}}))
         again = run(tiny, 'gone', 'by_name')
         assert {key: again[key]['curve'] for key in first} == {key: result['curve'] for key, result in first.items()}
-        assert stale.exists() == (known == first[teacher]['curve'])
+        same = known == first[teacher]['curve']
+        assert stale.exists() == same != (tiny / 'gone' / 'superseded' / 'tiny' / stale.name).exists()
+        assert (again[teacher] == first[teacher]) == same       # the record of what came out the same stays as it was
     assert others and all(path.stat().st_mtime_ns == then for path, then in others.items())
 
 
