@@ -29,9 +29,9 @@ Choices = dict[tuple[str, str, str], Choice]        # by pair, student and arm
 
 
 def selection_runs(protocol: Protocol, pair: str, arm: str, seed: int) -> list[Run]:
-    """The students of a selection seed: one of each temperature."""
-    return [run for temperature in protocol.temperatures
-            for run in student_runs(protocol, pair, arm, seed, temperature)]
+    """The students of a selection seed: one of each temperature; none where another protocol chooses."""
+    return [] if protocol.chosen_by else [run for temperature in protocol.temperatures
+                                          for run in student_runs(protocol, pair, arm, seed, temperature)]
 
 
 def reported_runs(protocol: Protocol, pair: str, arm: str, seed: int, choices: Choices) -> list[Run]:
@@ -54,6 +54,8 @@ def choose(protocol: Protocol, done: Mapping[str, Result]) -> Choices:
     An arm may have fewer teachers that choose than the protocol has seeds, but none that is begun and not done: arms
     that are only screened have one. A "best" arm is chosen by the seeds that all of its candidates have.
     """
+    if protocol.chosen_by:
+        return choose(protocol.chosen_by, done)
     choices: Choices = {}
     for pair, spec in protocol.pairs.items():
         for student in ('own', *spec.others):

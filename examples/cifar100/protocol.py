@@ -100,6 +100,7 @@ class Protocol:
         unlabelled: Whether these students learn without labels; one that learns alone has the teacher's images.
         temperatures: For each arm that of the best students of the selection seeds, on the validation images, is taken.
         selection_seeds: Seeds that choose and that are never in the tables of gains.
+        chosen_by: Another protocol with the same `results`, in YAML its name: what is chosen on it is taken here.
         students: Students of each teacher in what is reported.
     """
     about: str
@@ -121,6 +122,7 @@ class Protocol:
     unlabelled: bool = False
     temperatures: tuple[float, ...] = ()
     selection_seeds: tuple[int, ...] = ()
+    chosen_by: Protocol | None = None
     students: int = 1
 
 
@@ -164,6 +166,8 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
     values = yaml.safe_load(path.read_text(encoding='utf-8'))
     if base := values.pop('base', None):
         values = yaml.safe_load((path.parent / base).read_text(encoding='utf-8')) | values
+    if chosen_by := values.get('chosen_by'):
+        values['chosen_by'] = read(path.parent / f'{chosen_by}.yaml')
     for name, cls in (('pairs', Pair), ('arms', Arm)):
         values[name] = {key: _made(cls, item or {}, f'{path.name}: {name}: {key}')
                         for key, item in values[name].items()}
@@ -183,6 +187,9 @@ def read(path: Path, arms: Sequence[str] | None = None, seeds: Sequence[int] | N
             raise SystemExit(f'{path.name}: halfway is for teachers trained from scratch: leave out it or after')
     if shared := set(protocol.seeds) & set(protocol.selection_seeds):
         raise SystemExit(f'{path.name}: seeds {sorted(shared)} both choose and are reported')
+    if protocol.chosen_by and protocol.chosen_by.results != protocol.results:
+        raise SystemExit(f'{path.name}: chosen_by: its results are in {protocol.chosen_by.results}, not in '
+                         f'{protocol.results}')
     if protocol.temperatures and not (protocol.validation and protocol.selection_seeds):
         raise SystemExit(f'{path.name}: temperatures are chosen by selection_seeds on validation images: give both')
     if unknown := set(arms or ()) - set(protocol.arms):

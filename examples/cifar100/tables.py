@@ -88,7 +88,7 @@ def table(protocol: Protocol, found: dict[str, Row]) -> str:
 def selection_table(protocol: Protocol, found: dict[str, Row]) -> str:
     """What the validation images chose among."""
     shown = {name: row for name, row in found.items() if row.choice and not protocol.arms[name].best_of}
-    if not shown:
+    if not shown or protocol.chosen_by:
         return ''
     head = ('teacher', 'teachers that choose', *(f'T = {t:g}' for t in protocol.temperatures))
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']

@@ -17,7 +17,8 @@ def modules():
     try:
         yield {name: importlib.import_module(name)
                for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'worker', 'results',
-                             'chosen', 'gains', 'regret', 'runs', 'tables')}
+                             'chosen', 'gains', 'regret', 'runs', 'tables',
+                             'kinds')}
     finally:
         sys.path.remove(str(FOLDER))
 

@@ -79,6 +79,25 @@ def test_several_teachers_choose_and_arms_may_have_fewer(modules, chosen, tiny):
 
 
 @pytest.mark.slow
+def test_another_protocol_may_choose(modules, chosen, tiny):
+    read, plan = modules['protocol'].read, modules['plan']
+    settings = {**CHOSEN, 'chosen_by': 'chosen', 'classes': [0, 3], 'seeds': [5]}
+    for name, more in (('again', {}), ('elsewhere', {'results': 'elsewhere'})):
+        (tiny / f'{name}.yaml').write_text(yaml.safe_dump({**settings, **more}, sort_keys=False))
+    again, choices = read(tiny / 'again.yaml'), plan.choose(read(tiny / 'chosen.yaml'), chosen)
+    assert plan.choose(again, chosen) == choices and not plan.chains(again, chosen, 'select')
+    runs = [run for chain in plan.chains(again, chosen, 'report', arms=['standard']) for run in chain]
+    assert [run.seed for run in runs] == [5, 5, 1005] and not {run.key for run in runs} & set(chosen)
+    assert {run.settings['kd']['temperature'] for run in runs[1:]} == {
+        choices['by name', 'own', 'standard'].temperature}
+    rows = modules['chosen'].rows(again, chosen, 'by name', 'own')
+    assert modules['tables'].selection_table(read(tiny / 'chosen.yaml'), rows)
+    assert not modules['tables'].selection_table(again, rows)
+    with pytest.raises(SystemExit, match=r'elsewhere\.yaml: chosen_by: its results are in chosen, not in elsewhere'):
+        read(tiny / 'elsewhere.yaml')
+
+
+@pytest.mark.slow
 def test_students_without_labels_see_none(modules, chosen, tiny):
     settings = next(r['settings'] for r in chosen.values() if r['kind'] == 'student' and r['arm'] == 'standard')
     assert settings['unlabelled'] and settings['kd']['task_loss_weight'] == 0 and settings['per_class'] == 9

@@ -1,4 +1,6 @@
 """Protocols: what they ask for, what they share, and what is wrong in one."""
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -89,6 +91,16 @@ def test_seeds_that_choose_are_not_reported(modules, name):
     assert not set(protocol.seeds) & set(protocol.selection_seeds)
     assert bool(protocol.temperatures) == bool(protocol.validation) == bool(protocol.selection_seeds)
     assert max(protocol.seeds) < modules['runs'].NESTED
+
+
+def test_the_share_of_images_of_kinds_with_labels(modules, tiny):
+    kinds = modules['kinds'].kinds
+    train = kinds([f't/tank/{name}' for name in ('army_tank_s_000001.png', 'tank_s_000001.png', 'tank_s_000002.png')])
+    assert train == {'tank': ['army_tank', 'tank', 'tank']}
+    test = kinds([f't/tank/{kind}_s_{i:06d}.png' for i, kind in enumerate(['army_tank'] + 3 * ['tank'])])
+    protocol = modules['protocol'].read(FOLDER / 'few_labels_in_order.yaml')
+    few = replace(protocol, classes=(0, 1), per_class=1, validation=2)
+    assert modules['kinds'].shares(train, test, few) == {'test images': 25., 'held-out images': 0.}
 
 
 def test_the_committed_queue_can_be_read(modules):
