@@ -52,3 +52,6 @@ def check_place(target: Path, overwrite: bool) -> None:
             raise SFTeacherError(f'{target} holds {", ".join(foreign[:3])}{" ..." if len(foreign) > 3 else ""}, which '
                                  f'no export wrote: overwrite=True replaces an earlier export and nothing else, so '
                                  f'move it elsewhere first')
+    if target == Path.cwd():
+        raise SFTeacherError(f'{target} is the working directory, and an export takes the place of its folder as a '
+                             f'whole: start it elsewhere, or give another folder')

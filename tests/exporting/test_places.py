@@ -86,6 +86,15 @@ def test_empty_folder_is_used(tmp_path):
     assert listed(tmp_path) == ['teacher']
 
 
+def test_the_working_directory_is_not_replaced(broken, monkeypatch, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for place in (tmp_path / 'empty', broken):
+        monkeypatch.chdir(place)
+        with pytest.raises(SFTeacherError, match=rf'{place.name} is the working directory, .*: start it elsewhere'):
+            export(build('test_efficientnet'), '.', overwrite=True)
+    assert torch.equal(logits_of(load(broken)), logits_of(build())) and not listed(tmp_path / 'empty')
+
+
 def test_places_that_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr('sf_teacher.exporting.normalise.plain_copy', fail(AssertionError('work was done')))
     (tmp_path / 'elsewhere').mkdir()
