@@ -63,6 +63,7 @@ def fit(
         raise SFTeacherError(f'{setting("device", config.device)}, and the task is on {task.device}: move it there '
                              f'(task.to({config.device!r})), or leave the setting out')
     check_loaders(task, train_loader, eval_loader)
+    _check_as_long(train_loader, world)
     check_known_labels(task, train_loader, 'training', lowest_label(task))
     if eval_loader is not None:
         check_known_labels(task, eval_loader, 'validation')
@@ -82,6 +83,15 @@ def fit(
             stop.patience = 0.
             if folder is not None:
                 folder.close()
+
+
+def _check_as_long(loader: Any, world: World) -> None:
+    """Refuse loaders of different lengths, of which the longer would wait for steps that the others do not take."""
+    counts = world.gathered(len(loader))
+    if len(set(counts)) > 1:
+        raise SFTeacherError(f'the training loaders of the {world.size} processes have {", ".join(map(str, counts))} '
+                             f'batches, and each step takes one of every process: give all as many, e.g. by a '
+                             f'DistributedSampler of one dataset')
 
 
 @contextmanager

@@ -40,6 +40,8 @@ def work(rank, world, output, kind, batch_size, fail, dropout, times=1, **settin
                                      with_index=runs.needs_index(kind))
     if fail == 'nan' and rank == 1:
         train.mean[:] = float('nan')
+    if fail == 'shards' and rank == 1:
+        train.images, train.labels = train.images[:-2 * batch_size], train.labels[:-2 * batch_size]
     if fail == 'error' and rank == 1:
         train.set_epoch = lambda epoch: (_ for _ in ()).throw(OSError('the disk of process 1 is gone'))
     if fail == 'signal' and rank == 1:
@@ -99,6 +101,14 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_before_the_step(tmp
     for log in logs:
         assert 'epoch 1, batch 1: process 1: the images hold values that are not finite' in log
     assert runs.final_state(tmp_path / 'run')['epoch'] == 0
+
+
+def test_shards_of_different_lengths_are_refused_on_both_before_the_first_step(tmp_path):
+    codes, logs = together(tmp_path / 'run', 'plain', fail='shards')
+    assert codes == [3, 3]
+    for log in logs:
+        assert 'the training loaders of the 2 processes have 3, 2 batches, and each step takes one of every' in log
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_signal_to_one_process_stops_both_and_they_resume_bit_for_bit(tmp_path):
