@@ -76,7 +76,13 @@ def scan_tar(path: Path) -> tuple[dict[str, tuple[int, int]], Skipped]:
 
 
 def _members(tar: tarfile.TarFile, folder: str = '', offset: int = 0) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
-    """Name, header and start of each member that is no folder, those of tars in it included."""
+    """Name, header and start of each member that is no folder, those of tars in it included.
+
+    Raises:
+        tarfile.ReadError: It does not end as a tar ends. tarfile says nothing of a header that it cannot read, and
+            stops there.
+    """
+    name = ''
     for member in tar:
         name = os.path.normpath(os.path.join(folder, member.name.lstrip('/')))
         start = offset + member.offset_data
@@ -85,3 +91,7 @@ def _members(tar: tarfile.TarFile, folder: str = '', offset: int = 0) -> Iterato
                 yield from _members(inner, os.path.splitext(name)[0], start)
         elif not member.isdir():
             yield name, member, start
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f'it is damaged or incomplete behind {name or "its beginning"}: copy or pack it anew')

@@ -113,3 +113,18 @@ def test_a_tar_without_images_says_what_there_is(tmp_path):
     with pytest.raises(SFTeacherError, match=r'Found 0 images in .*a.tar \(1 in no folder of a class: 0.png; 1 no im'):
         TarReader(path)
     assert TarReader(path, labels='none').samples == [('0.png', -1)]
+
+
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
+
+
+@pytest.mark.parametrize('damaged', [flipped, lambda data, at: data[:at], lambda data, at: data[:at + 100]])
+def test_a_damaged_or_incomplete_tar_is_refused(damaged, root, tmp_path):
+    whole = tar_of(tmp_path / 'whole.tar', *((f'a/{i}.png', picture(i)) for i in range(4))).read_bytes()
+    (root / 'train.tar').write_bytes(damaged(whole, whole.index(b'a/2.png')))
+    tar_of(root / 'outer.tar', ('in.tar', (root / 'train.tar').read_bytes()), ('z/5.png', picture()))
+    shutil.rmtree(root / 'train')
+    for split, last in (('train', 'a/1.png'), ('outer', 'in/a/1.png')):
+        with pytest.raises(SFTeacherError, match=rf'split {split}: .* damaged or incomplete behind {last}: copy'):
+            load_data(DataConfig(data=str(root), train_split=split))
