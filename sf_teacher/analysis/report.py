@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -208,4 +209,4 @@ def _affordable(
             return epochs, tried
     part = f' ({tried + fine_tuning:.0f} s of it for {setting("fine_tune", config.fine_tune)})' if fine_tuning else ''
     raise SettingError(f'{setting("budget", config.budget)} is too small: with pilots of one epoch it takes about '
-                       f'{takes(1):.0f} s here{part}; give that, or fewer teachers, temperatures or seeds')
+                       f'{math.ceil(takes(1))} s here{part}; give that, or fewer teachers, temperatures or seeds')

@@ -164,6 +164,9 @@ def test_a_budget_lowers_the_epochs_or_is_refused(teachers, tmp_path):
     with pytest.raises(SFTeacherError, match=too_small):
         report(config)
     [path] = (tmp_path / 'out/pilots').iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'seconds': 10.03}))
+    with pytest.raises(SFTeacherError, match='it takes about 71 s here; give that'):        # 70.21
+        report(replace(config, budget='70s'))
     path.write_text(json.dumps({**json.loads(path.read_text()), 'seconds': 10.}))
     assert halving.pilot_epochs(2, 1, 2, 2, beside=1) == 12
     result = report(replace(config, budget='130s'))
