@@ -19,6 +19,7 @@ from ..data.settings import NO_SPLIT
 from ..data.unlabelled import with_unlabelled
 from ..errors import SettingError, SFTeacherError
 from ..exporting.exported import load_teacher
+from ..exporting.reload import PROBE
 from ..exporting.verify import exported_folder
 from ..files import write_atomically
 from ..training.planning import plan_teacher
@@ -164,9 +165,15 @@ def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
 
 def _make_folder(output: str) -> None:
     try:
-        Path(output).mkdir(parents=True, exist_ok=True)
+        place = Path(output).resolve()
+        around = next((path for path in (place, *place.parents) if (path / PROBE).is_file()), None)
+        if around is None:
+            place.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise SFTeacherError(f'cannot write to {setting("output", output)}: {error}') from error
+    if around is not None:
+        raise SFTeacherError(f'cannot write to {setting("output", output)}: {around} is an exported teacher, whose '
+                             f'next export would be refused for what lies in it; choose a place outside')
 
 
 def _keep_earlier(output: Path, result: dict[str, Any]) -> None:

@@ -313,6 +313,16 @@ def test_too_few_validation_images_are_refused_before_any_pilot(teachers, tmp_pa
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('place', ['.', 'report'])
+def test_a_report_is_not_written_into_an_exported_teacher(place, teachers, tmp_path):
+    folder = sf_teacher.export(load_teacher(teachers[0]), tmp_path / 'teacher')
+    before = sorted(folder.iterdir())
+    with pytest.raises(SFTeacherError, match=r'cannot write to output=.*/teacher is an exported teacher, whose next'):
+        report(ReportRun(teachers=(str(folder),), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
+                         in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', output=str(folder / place)))
+    assert sorted(folder.iterdir()) == before
+
+
 @pytest.mark.parametrize('text', ['{"seconds": 1.', '[1]', '{"kl": 1.}', '{"seconds": 1.}', ''])
 def test_a_damaged_pilot_is_made_anew(text, tmp_path, caplog):
     path = tmp_path / 'pilots/0123.json'
