@@ -156,7 +156,8 @@ def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
     if is_distributed_env():
         raise SFTeacherError('a report is made by one process: start it without torchrun')
     matplotlib_pyplot()
-    sizes = [resolve_data_config({}, model=load_teacher(folder))['input_size'] for folder in folders]
+    models = (load_teacher(f, 'baseline' if f == config.baseline else 'teachers') for f in folders)
+    sizes = [resolve_data_config({}, model=model)['input_size'] for model in models]
     if config.input_size is None and len({tuple(size) for size in sizes}) > 1:
         raise SFTeacherError(f'the teachers were exported for images of {" and ".join(map(str, sizes))}: their '
                              f'students would not be comparable; give {setting("input_size")}, one for all')

@@ -11,11 +11,12 @@ from ..validation import setting
 from .verify import check_folder, exported_folder
 
 
-def load_teacher(folder: str) -> nn.Module:
+def load_teacher(folder: str, name: str = 'teacher') -> nn.Module:
     """An exported teacher, in eval mode and frozen; `class_names_of(teacher)` says how its classes are called.
 
     Args:
         folder: The exported folder, ``local-dir:`` before it or not, or the folder of the run that exported it.
+        name: The setting that names it, for messages.
 
     Raises:
         SFTeacherError: This is no folder that plain timm loads.
@@ -23,7 +24,7 @@ def load_teacher(folder: str) -> nn.Module:
     path = exported_folder(folder)
     missing = [name for name in ('config.json', 'model.safetensors') if not os.path.isfile(path / name)]
     if missing:
-        raise SFTeacherError(f'{setting("teacher", folder)} is no exported timm folder ({" and ".join(missing)} '
+        raise SFTeacherError(f'{setting(name, folder)} is no exported timm folder ({" and ".join(missing)} '
                              f'missing): give the folder that train or export wrote, of a model that timm builds by '
                              f'its name (with factory there is only teacher.pth, for a loop of your own)')
     check_folder(path)

@@ -39,7 +39,8 @@ PIXELS = {
 REPORTS = [
     (dict(teachers=()), 'no teacher: give the exported folder of at least one'),
     (dict(output=''), 'no output: give the folder for report.json'),
-    (dict(teachers=('nowhere',)), "teacher='nowhere' is no exported timm folder"),
+    (dict(teachers=('nowhere',)), "^teachers='nowhere' is no exported timm folder"),
+    (dict(baseline='nowhere'), "^baseline='nowhere' is no exported timm folder"),
     (dict(seeds=1), r'^ReportRun\(seeds=1\): seeds must be a whole number >= 2'),
     (dict(kd_temperature=2.), r'kd_temperature=2.0 is a setting of distill: give the temperatures of'),
     (dict(temperatures=()), 'temperatures is empty: give at least one'),
