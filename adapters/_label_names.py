@@ -56,7 +56,8 @@ def _read(label_names: Sequence[str] | str) -> list[str]:
     if path.is_dir():
         return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
     if path.is_file():
-        return [name for name in path.read_text().split('\n') if name]
+        text = path.read_text(encoding='utf-8-sig', errors='surrogateescape')       # as --class-map's are read
+        return [name.strip() for name in text.split('\n') if name.strip()]
     raise SFTeacherError(f'label_names {label_names!r} does not exist (working directory {Path.cwd()}): give a list of '
                          f'names, a file with one a line, or the folder of an ImageFolder')
 

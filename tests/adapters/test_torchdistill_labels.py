@@ -37,6 +37,12 @@ class TestLabelNames:
             (tmp_path / 'train' / name).mkdir(parents=True)
         for names in (list(self.NAMES), str(tmp_path / 'names.txt'), str(tmp_path / 'train')):
             assert get_model(key, model_name=f'local-dir:{folder}', label_names=names) is not None
+        for text in ('\ufeff' + '\n'.join(self.NAMES), ' \r\n'.join(self.NAMES) + ' \r\n'):     # of other editors
+            (tmp_path / 'names.txt').write_bytes(text.encode())
+            assert get_model(key, model_name=f'local-dir:{folder}', label_names=str(tmp_path / 'names.txt')) is not None
+        (tmp_path / 'names.txt').write_bytes(b'caf\xe9\n')
+        with pytest.raises(SFTeacherError, match=r"other classes: 3, .* against 1, among them \['caf.udce9'\]"):
+            get_model(key, model_name=f'local-dir:{folder}', label_names=str(tmp_path / 'names.txt'))
         (tmp_path / 'train' / 'fish').mkdir()
         with pytest.raises(SFTeacherError, match=r"other classes: 3, .* against 4, among them \['fish'\]"):
             get_model(key, model_name=f'local-dir:{folder}', label_names=str(tmp_path / 'train'))
