@@ -79,8 +79,8 @@ def _members(tar: tarfile.TarFile, folder: str = '', offset: int = 0) -> Iterato
     """Name, header and start of each member that is no folder, those of tars in it included.
 
     Raises:
-        tarfile.ReadError: It does not end as a tar ends. tarfile says nothing of a header that it cannot read, and
-            stops there.
+        tarfile.ReadError: It does not end as a tar ends, or something follows its end. tarfile says nothing of a header
+            that it cannot read, and stops there.
     """
     name = ''
     for member in tar:
@@ -95,3 +95,7 @@ def _members(tar: tarfile.TarFile, folder: str = '', offset: int = 0) -> Iterato
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f'it is damaged or incomplete behind {name or "its beginning"}: copy or pack it anew')
+    while rest := tar.fileobj.read(2 ** 20):
+        if rest.strip(tarfile.NUL):
+            raise tarfile.ReadError(f'something follows its end behind {name or "its beginning"}, as where tars were '
+                                    f'joined by cat: pack it anew, or join them by tar --concatenate')

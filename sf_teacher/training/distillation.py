@@ -1,7 +1,7 @@
 """The student's phase: kinds of distillation, and the settings that they take."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.task import LogitDistillationTask, TrainingTask
@@ -9,11 +9,27 @@ from torch import nn
 
 from ..data.settings import NO_SPLIT
 from ..errors import SettingError
+from ..functional import kl_divergence
 from ..kd_task import StudentFriendlyKDTask
 from ..validation import setting
 from .settings import StudentRun
 
 KD_SETTINGS = ('kd', 'kd_temperature', 'simplifier_lr', 'task_loss_weight', 'distill_loss_weight')
+
+
+class PlainKDTask(LogitDistillationTask):
+    """timm's task with its divergence in float32: on CPUs autocast leaves logarithms in bfloat16, too coarse for it."""
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As timm's, to the bit where logits are not in half precision."""
+        output = self.trainable_module(input)
+        with torch.no_grad():
+            mean, std = cast(torch.Tensor, self.student_mean), cast(torch.Tensor, self.student_std)
+            images = self.teacher.normalize_input(input, mean, std)
+            teacher_logits = self.teacher(images.detach(), return_features=False)
+        task_loss, kd_loss = self.criterion(output, target), kl_divergence(teacher_logits, output, self.temperature)
+        return {'loss': self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss, 'output': output,
+                'task_loss': task_loss, 'kd_loss': kd_loss}
 
 
 def check_settings(config: StudentRun) -> None:
@@ -59,5 +75,5 @@ def distillation_task(
         criterion=loss, distill_loss_weight=config.distill_loss_weight, task_loss_weight=config.task_loss_weight,
         temperature=config.kd_temperature, device=device, verbose=False)
     if config.kd == 'plain':
-        return LogitDistillationTask(student, teacher, **common)
+        return PlainKDTask(student, teacher, **common)
     return StudentFriendlyKDTask(student, teacher, simplifier_lr=config.simplifier_lr, **common)

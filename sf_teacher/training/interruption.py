@@ -67,10 +67,11 @@ class Guard:
         stop: The signal, if any.
         kept: Where the last good checkpoint is, or an empty string.
         module: What is trained. Buffers that are not finite before the training, such as masks of -inf, may stay so.
+        half: The type of `torch.autocast`, or an empty string without.
     """
 
-    def __init__(self, world: World, stop: Stop, kept: str, module: nn.Module) -> None:
-        self.world, self.stop, self.kept = world, stop, kept
+    def __init__(self, world: World, stop: Stop, kept: str, module: nn.Module, half: str = '') -> None:
+        self.world, self.stop, self.kept, self.half = world, stop, kept, half
         self.allowed = {name for name, buffer in module.named_buffers() if not _finite(buffer)}
 
     def check(self, epoch: int, batch: int, result: dict[str, Any], inputs: torch.Tensor) -> None:
@@ -106,12 +107,13 @@ class Guard:
         """Never save weights that are not finite: a loss that was finite may have made them so in the last step."""
         for name, value in module.state_dict().items():
             if name not in self.allowed and not _finite(value):
+                name = name.replace('_orig_mod.', '')       # of torch.compile
                 raise SFTeacherError(f'{name} is not finite after epoch {epoch + 1}. ' + self._advice(epoch))
 
     def _advice(self, epoch: int) -> str:
         kept = f'The checkpoint after {epoch} epochs is kept in {self.kept}. ' if self.kept else ''
-        return (f'Nothing was saved with it. {kept}Try another run with a lower lr, clip_grad=1, or '
-                f'amp_dtype=bfloat16 where amp is on')
+        other = {'float16': ', or amp_dtype=bfloat16', 'bfloat16': ', or without amp'}.get(self.half, '')
+        return f'Nothing was saved with it. {kept}Try another run with a lower lr, with clip_grad=1{other}'
 
 
 def _finite(value: Any) -> bool:

@@ -43,7 +43,7 @@ class Steps:
 
     def __init__(self, task: TrainingTask, loader: Any, config: TrainConfig, world: World, stop: Stop) -> None:
         self.task, self.loader, self.config, self.world, self.device = task, loader, config, world, task.device
-        self.guard = Guard(world, stop, config.output, trainable(task))
+        self.guard = Guard(world, stop, config.output, trainable(task), config.amp_dtype if config.amp else '')
         self.lowest_label = lowest_label(task)
         self.labels_checked = False
         self.clip: list[torch.nn.Parameter] = []

@@ -128,3 +128,13 @@ def test_a_damaged_or_incomplete_tar_is_refused(damaged, root, tmp_path):
     for split, last in (('train', 'a/1.png'), ('outer', 'in/a/1.png')):
         with pytest.raises(SFTeacherError, match=rf'split {split}: .* damaged or incomplete behind {last}: copy'):
             load_data(DataConfig(data=str(root), train_split=split))
+
+
+@pytest.mark.parametrize('padding', [0, 3 * 2 ** 20])
+def test_what_follows_the_end_of_a_tar_is_not_passed_over(padding, tmp_path):
+    first, second = (tar_of(tmp_path / f'{name}.tar', (f'{name}/0.png', picture())) for name in 'ab')
+    (tmp_path / 'c.tar').write_bytes(first.read_bytes() + padding * b'\0')
+    assert len(TarReader(tmp_path / 'c.tar')) == 1
+    (tmp_path / 'c.tar').write_bytes(first.read_bytes() + padding * b'\0' + second.read_bytes())
+    with pytest.raises(tarfile.ReadError, match=r'something follows its end behind a/0.png, .* by cat: pack'):
+        TarReader(tmp_path / 'c.tar')

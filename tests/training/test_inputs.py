@@ -10,9 +10,11 @@ from timm.task import ClassificationTask
 from sf_teacher import SFTeacherError, training
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.settings import DataConfig
+from sf_teacher.training.interruption import Guard, World
 from sf_teacher.training.planning import plan_student
 from sf_teacher.training.run_folder import RunFolder
 from sf_teacher.training.settings import StudentRun, TrainConfig
+from sf_teacher.training.signals import Stop
 
 from . import training_runs as runs
 
@@ -92,7 +94,7 @@ def test_a_term_that_is_not_finite_is_named_with_its_branch(tmp_path):
         next(task.branches.branches[1].tail.parameters()).fill_(float('inf'))
     before = {k: v.clone() for k, v in task.teacher.named_parameters()}
     with pytest.raises(SFTeacherError, match=rf'branch_ce/{name} is nan.*logits of branch {name} has values.*'
-                                             'The checkpoint after 0 epochs is kept in .*lower lr, clip_grad=1'):
+                                             r'The checkpoint after 0 epochs is kept in .*lower lr, with clip_grad=1$'):
         training.fit(task, *runs.loaders(), runs.settings(tmp_path / 'run'))
     assert all(torch.equal(before[k], v) for k, v in task.teacher.named_parameters())
 
@@ -138,3 +140,15 @@ def test_smoothing_that_nothing_would_do():
         training.fit(task, *runs.loaders(), config)
     task.criterion = training.criterion(config)
     assert len(training.fit(task, *runs.loaders(), config)) == 1
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_what_was_not_finite_in_half_precision_is_advised_another_type(compiled):
+    task = runs.task('plain')
+    with torch.no_grad():
+        name, weight = next(iter(task.trainable_module.named_parameters()))
+        weight.fill_(float('nan'))
+    guard = Guard(World(), Stop(), '', task.trainable_module, 'bfloat16')
+    module = torch.compile(task.trainable_module, backend='eager') if compiled else task.trainable_module
+    with pytest.raises(SFTeacherError, match=rf'^{re.escape(name)} is not finite after epoch 3\. .*, or without amp$'):
+        guard.check_weights(2, module)
