@@ -116,7 +116,8 @@ def test_the_gains_it_quotes_are_those_of_the_pairs_arms_and_columns_it_speaks_o
     first, second, vit = (f'resnet10t (half width) -> {student}' for student in (
         'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)'))
     half, drawn = rows('few_labels_in_order'), rows('few_labels')
-    expected = [*(drawn[first, arm] for arm in ('standard, same compute', 'deep supervision only (kl_weight 0)')),
+    expected = [*(drawn[first, arm] for arm in (
+                    'SFTN, cutmix', 'standard, same compute', 'deep supervision only (kl_weight 0)')),
                 *(half[pair, 'SFTN'] for pair in (first, second, vit, FROM_VIT)),
                 *(rows(f'few_labels_in_order_{labels}')[first, 'SFTN'] for labels in (25, 100))]
     assert found == [gain(cells[8]) for cells in expected]

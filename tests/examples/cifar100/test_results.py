@@ -18,6 +18,9 @@ def test_every_result_belongs_to_a_protocol(modules):
         known = modules['chosen'].results_of(protocol)
         planned |= {f'{protocol.results}/{run.key}.json' for part in ('select', 'report')
                     for chain in modules['plan'].chains(protocol, known, part) for run in chain}
+        planned |= {f'{protocol.results}/{run.key}.json' for t in protocol.temperatures for pair in protocol.pairs
+                    for arm in protocol.arms for seed in protocol.seeds for nested in range(protocol.students)
+                    for run in modules['runs'].student_runs(protocol, pair, arm, seed, t, nested)}   # an earlier choice
     found = {f'{path.parent.name}/{path.name}' for path in (FOLDER / 'results').glob('*/*.json')
              if path.parent.name != modules['regret'].ADVISOR}
     assert found and found <= planned
