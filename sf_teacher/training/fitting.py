@@ -63,7 +63,7 @@ def fit(
         raise SFTeacherError(f'{setting("device", config.device)}, and the task is on {task.device}: move it there '
                              f'(task.to({config.device!r})), or leave the setting out')
     check_loaders(task, train_loader, eval_loader)
-    _check_as_long(train_loader, world)
+    _check_same(train_loader, eval_loader, world)
     check_known_labels(task, train_loader, 'training', lowest_label(task))
     if eval_loader is not None:
         check_known_labels(task, eval_loader, 'validation')
@@ -85,9 +85,13 @@ def fit(
                 folder.close()
 
 
-def _check_as_long(loader: Any, world: World) -> None:
-    """Refuse loaders of different lengths, of which the longer would wait for steps that the others do not take."""
-    counts = world.gathered(len(loader))
+def _check_same(train_loader: Any, eval_loader: Any, world: World) -> None:
+    """Refuse what would make a process wait for others: more batches than they have, an evaluation of its own."""
+    counts = world.gathered(len(train_loader))
+    without = [rank for rank, missing in enumerate(world.gathered(eval_loader is None)) if missing]
+    if 0 < len(without) < world.size:
+        raise SFTeacherError(f'there is no eval_loader on process {", ".join(map(str, without))}, and all {world.size} '
+                             f'evaluate together: give one to each of them, or to none')
     if len(set(counts)) > 1:
         raise SFTeacherError(f'the training loaders of the {world.size} processes have {", ".join(map(str, counts))} '
                              f'batches, and each step takes one of every process: give all as many, e.g. by a '

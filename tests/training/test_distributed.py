@@ -42,6 +42,8 @@ def work(rank, world, output, kind, batch_size, fail, dropout, times=1, **settin
         train.mean[:] = float('nan')
     if fail == 'shards' and rank == 1:
         train.images, train.labels = train.images[:-2 * batch_size], train.labels[:-2 * batch_size]
+    if fail == 'evaluation' and rank == 1:
+        evaluation = None
     if fail == 'error' and rank == 1:
         train.set_epoch = lambda epoch: (_ for _ in ()).throw(OSError('the disk of process 1 is gone'))
     if fail == 'signal' and rank == 1:
@@ -103,11 +105,14 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_before_the_step(tmp
     assert runs.final_state(tmp_path / 'run')['epoch'] == 0
 
 
-def test_shards_of_different_lengths_are_refused_on_both_before_the_first_step(tmp_path):
-    codes, logs = together(tmp_path / 'run', 'plain', fail='shards')
+@pytest.mark.parametrize(('fail', 'message'), [
+    ('shards', 'the training loaders of the 2 processes have 3, 2 batches, and each step takes one of every'),
+    ('evaluation', 'there is no eval_loader on process 1, and all 2 evaluate together: give one to each of them')])
+def test_loaders_that_differ_are_refused_on_both_before_the_first_step(fail, message, tmp_path):
+    codes, logs = together(tmp_path / 'run', 'plain', fail=fail)
     assert codes == [3, 3]
     for log in logs:
-        assert 'the training loaders of the 2 processes have 3, 2 batches, and each step takes one of every' in log
+        assert message in log
     assert not (tmp_path / 'run').exists()
 
 
