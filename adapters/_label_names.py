@@ -71,7 +71,7 @@ def _reorder(teacher: Any, order: list[int], model_name: str) -> None:
     heads = teacher.get_classifier()        # several in DeiT and its like, whose logits are averaged
     for head in heads if isinstance(heads, tuple) else (heads,):
         for parameter in head.parameters():
-            if len(parameter) == len(order):
+            if parameter.shape[:1] == (len(order),):        # not a scalar, such as a scale
                 parameter.copy_(parameter[order])
     if not torch.allclose(teacher(x), wanted, rtol=1e-4, atol=1e-5):
         raise SFTeacherError(f'teacher {model_name!r} has its classes in another order than label_names, and its '

@@ -88,6 +88,20 @@ class TestLabelNames:
         mapped = adapter.timm_teacher(f'local-dir:{folder}', label_names=['dog', 'cat', 'bus'])
         torch.testing.assert_close(mapped(x), model(x)[:, [2, 1, 0]], rtol=1e-4, atol=1e-5)
 
+    def test_a_classifier_with_a_scale(self, folder, monkeypatch):
+        class Scaled(torch.nn.Linear):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.scale = torch.nn.Parameter(torch.tensor(2.))
+
+        head = Scaled(512, 3)
+        monkeypatch.setattr('timm.models.resnet.ResNet.get_classifier', lambda self: head)
+        monkeypatch.setattr('timm.models.resnet.ResNet.forward_head', lambda self, x: head(self.global_pool(x)))
+        x = torch.randn(2, *SIZE)
+        before = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(x)
+        mapped = adapter.timm_teacher(f'local-dir:{folder}', label_names=['dog', 'cat', 'bus'])
+        torch.testing.assert_close(mapped(x), before[:, [2, 1, 0]])
+
     def test_a_classifier_without_a_row_for_each_class_is_refused(self, folder, monkeypatch):
         monkeypatch.setattr('timm.models.resnet.ResNet.get_classifier', lambda self: torch.nn.Identity())
         with pytest.raises(SFTeacherError, match=r'classifier \(Identity\) has no row for each class.*order of the te'):
