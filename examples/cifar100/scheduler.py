@@ -87,8 +87,10 @@ def ready(stages: Sequence[Stage], results: Results, work: Path, taken: set[str]
         stages: In order of importance.
         results: What is done.
         work: Folder of the teachers.
-        taken: Keys of runs that are being done or that failed: chains with one of them, or in need of one, wait.
+        taken: Keys of runs that are being done or that failed: chains with one of them, or in need of one, wait. So
+            does the report of an arm of which an earlier stage still selects.
     """
+    selecting: set[tuple[str, str, str]] = set()
     for stage in stages:
         protocol = stage.protocol
         done = results.of(protocol)
@@ -102,6 +104,11 @@ def ready(stages: Sequence[Stage], results: Results, work: Path, taken: set[str]
             todo = [(run, run.key in gone) for run in chain if run.key not in done or run.key in gone]
             own = {run.key for run, _ in todo}
             wanted = {key for run, _ in todo for key in needed(run)} - own
+            arms = {(protocol.results, run.pair, run.arm) for run, _ in todo}
+            if stage.part == 'select':
+                selecting |= arms
+            elif selecting & arms:
+                continue
             if todo and not own & taken and not wanted & taken and all(_there(key, work) for key in wanted):
                 yield protocol.results, todo
 

@@ -79,6 +79,22 @@ def test_several_teachers_choose_and_arms_may_have_fewer(modules, chosen, tiny):
 
 
 @pytest.mark.slow
+def test_nothing_is_reported_while_the_last_teacher_still_chooses(modules, chosen, tiny):
+    arms = {name: CHOSEN['arms'][name] for name in ('standard', 'cutmix')}
+    (tiny / 'two_choose.yaml').write_text(yaml.safe_dump(
+        {**CHOSEN, 'selection_seeds': [100, 101], 'seeds': [7], 'arms': arms}, sort_keys=False))
+    scheduler, protocol = modules['scheduler'], modules['protocol'].read(tiny / 'two_choose.yaml')
+    stages = [scheduler.Stage(protocol, 'select', arms=['standard']), scheduler.Stage(protocol, 'report')]
+    known, work = scheduler.Results(tiny / 'results-chosen'), tiny / 'chosen'
+
+    def found(taken):
+        return [[(run.arm, run.seed) for run, _ in chain] for _, chain in scheduler.ready(stages, known, work, taken)]
+    (selecting, *_), *_ = (chain for _, chain in scheduler.ready(stages, known, work, set()))
+    assert found(set())[0] == [('standard', 101)] * 3
+    assert found({selecting[0].key}) == [[('alone', 7), ('alone', 1007)], [('cutmix', 7)] * 2 + [('cutmix', 1007)]]
+
+
+@pytest.mark.slow
 def test_another_protocol_may_choose(modules, chosen, tiny):
     read, plan = modules['protocol'].read, modules['plan']
     settings = {**CHOSEN, 'chosen_by': 'chosen', 'classes': [0, 3], 'seeds': [5]}
