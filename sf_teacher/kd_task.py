@@ -15,6 +15,14 @@ from .methods.base import Context
 from .methods.student_friendly_kd import StudentFriendlyKD
 
 
+@torch.no_grad()
+def teacher_logits(task: LogitDistillationTask, input: torch.Tensor) -> torch.Tensor:
+    """What the teacher of a task says [B, K] of images that are normalised for the student."""
+    mean, std = cast(torch.Tensor, task.student_mean), cast(torch.Tensor, task.student_std)
+    images = task.teacher.normalize_input(input, mean, std)
+    return cast(torch.Tensor, task.teacher(images.detach(), return_features=False))
+
+
 class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
     """Distils a student from any frozen teacher by way of a simplifier; what is evaluated and saved is the student.
 
@@ -97,11 +105,7 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
             ``"loss"``, ``"output"`` (the student's logits [B, K]), ``"task_loss"``, ``"kd_loss"``, and of the targets
             ``"target_top1"`` in percent and ``"target_entropy"`` in nats.
         """
-        with torch.no_grad():
-            mean, std = cast(torch.Tensor, self.student_mean), cast(torch.Tensor, self.student_std)
-            images = self.teacher.normalize_input(input, mean, std)
-            teacher_logits = self.teacher(images.detach(), return_features=False)
-        result = self.losses(input, target, reference=teacher_logits)
+        result = self.losses(input, target, reference=teacher_logits(self, input))
         del result['branch_output']     # there are no branches in the student's phase
         return result
 

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from protocol import Run
+from runs import BRANCH_SEED
 from timm.task import TrainingTask
 
 import sf_teacher
@@ -18,7 +19,6 @@ from sf_teacher.files import write_atomically
 from sf_teacher.training import TrainConfig
 
 HALFWAY, COST = 'halfway.pt', 'cpu_seconds.txt'
-BRANCH_SEED = 10 ** 6       # added to a seed: branches start from other weights than any student
 
 
 class Clock:

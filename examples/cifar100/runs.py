@@ -10,6 +10,7 @@ from sf_teacher.methods.base import options
 
 Result = dict[str, Any]
 NESTED = 1000       # the second student of a teacher has the teacher's seed + 1000
+BRANCH_SEED = 10 ** 6       # added to a seed: branches start from other weights than any student
 ORIGINS = ('teacher', 'after', 'guide')      # settings that name a teacher's run
 
 # Options that a method got after results were there, with the value that changes nothing: left out, so that keys stay

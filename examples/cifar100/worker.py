@@ -14,13 +14,13 @@ from typing import Any
 import nets
 import timm
 import torch
-from beside import BRANCH_SEED, HALFWAY, Clock, machine, resolved
+from beside import HALFWAY, Clock, machine, resolved
 from gains import RIGHT, packed
 from images import Counted, Images, Remembered, Split, teacher_logits
 from nets import MEAN, STD
 from protocol import Run, Spec
 from rivals import RivalTask
-from runs import ORIGINS, needed
+from runs import BRANCH_SEED, ORIGINS, needed
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 

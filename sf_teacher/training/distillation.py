@@ -1,7 +1,7 @@
 """The student's phase: kinds of distillation, and the settings that they take."""
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.task import LogitDistillationTask, TrainingTask
@@ -10,7 +10,7 @@ from torch import nn
 from ..data.settings import NO_SPLIT
 from ..errors import SettingError
 from ..functional import kl_divergence
-from ..kd_task import StudentFriendlyKDTask
+from ..kd_task import StudentFriendlyKDTask, teacher_logits
 from ..validation import setting
 from .settings import StudentRun
 
@@ -23,11 +23,8 @@ class PlainKDTask(LogitDistillationTask):
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """As timm's, to the bit where logits are not in half precision."""
         output = self.trainable_module(input)
-        with torch.no_grad():
-            mean, std = cast(torch.Tensor, self.student_mean), cast(torch.Tensor, self.student_std)
-            images = self.teacher.normalize_input(input, mean, std)
-            teacher_logits = self.teacher(images.detach(), return_features=False)
-        task_loss, kd_loss = self.criterion(output, target), kl_divergence(teacher_logits, output, self.temperature)
+        task_loss = self.criterion(output, target)
+        kd_loss = kl_divergence(teacher_logits(self, input), output, self.temperature)
         return {'loss': self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss, 'output': output,
                 'task_loss': task_loss, 'kd_loss': kd_loss}
 

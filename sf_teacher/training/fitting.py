@@ -87,8 +87,8 @@ def fit(
 
 def _check_same(train_loader: Any, eval_loader: Any, world: World) -> None:
     """Refuse what would make a process wait for others: more batches than they have, an evaluation of its own."""
-    counts = world.gathered(len(train_loader))
-    without = [rank for rank, missing in enumerate(world.gathered(eval_loader is None)) if missing]
+    counts, missing = zip(*world.gathered((len(train_loader), eval_loader is None)), strict=True)
+    without = [rank for rank in range(world.size) if missing[rank]]
     if 0 < len(without) < world.size:
         raise SFTeacherError(f'there is no eval_loader on process {", ".join(map(str, without))}, and all {world.size} '
                              f'evaluate together: give one to each of them, or to none')
