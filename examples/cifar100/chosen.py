@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,9 +13,20 @@ from runs import Result, stages
 from tables import made_on, selection_table, table
 
 HERE = Path(__file__).resolve().parent
-FEW_LABELS = ('few_labels_25', 'few_labels', 'few_labels_100')
+FEW_LABELS = ('few_labels_25', 'few_labels', 'few_labels_100', 'few_labels_again')
 IN_ORDER = ('few_labels_in_order_25', 'few_labels_in_order', 'few_labels_in_order_100')
 FEW_IMAGES = ('few_images_5', 'few_images', 'few_images_25')
+HOW = '''## How the first tables are made
+
+Up to `few_images_25.yaml`, test images choose nothing: the temperature of each arm, and what a "best" arm is, are
+chosen by one student for each temperature of each teacher of the selection seeds, on held-out training images, so the
+gain on those only stands beside it. The seeds that are reported are others, the same for every arm. Accuracies are of
+the last epoch. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
+teachers. "With images" is the interval for other teachers and other images drawn as the test images were (their
+variances added); the wider of the two decides. Both are for the temperature that was chosen: what another choice would
+change is not in them. A teacher's epochs and minutes are with those of the teacher that it started from, the minutes
+with its guide's too. ± is the standard deviation over teachers, for the validation images over students.
+'''
 CHOSEN = (*FEW_LABELS, *IN_ORDER, 'all_images', *FEW_IMAGES)
 
 
@@ -79,6 +91,7 @@ def by_student(protocol: Protocol) -> Iterator[tuple[str, dict[str, Row]]]:
     for pair, spec in protocol.pairs.items():
         for student in ('own', *spec.others):
             title = pair if student == 'own' else f'{pair}, student {student} (not the branch)'
+            title += ', other classes' if protocol.chosen_by else ''
             yield title, rows(protocol, done, pair, student)
 
 
@@ -105,22 +118,19 @@ def section(name: str) -> str:
     images = protocol.student_per_class or protocol.per_class or 500 - protocol.validation
     labels = f'{images} images of each {"without labels" if protocol.unlabelled else "with their labels"}'
     student = {**protocol.train, **protocol.student}
+    seeds = ', '.join(map(str, protocol.selection_seeds))
+    choice = 'Nothing is chosen here.' if protocol.chosen_by else (
+        f'Chosen by the selection seeds {seeds} (not all for every arm) on {protocol.validation} images of each class.')
+    settings = textwrap.fill(
+        f'CIFAR-100, classes {first} to {end - 1}, {protocol.size} px, batches of {protocol.batch_size}. Teachers: '
+        f'{protocol.per_class or 500 - protocol.validation} labelled images of each class, {protocol.train["epochs"]} '
+        f'epochs unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. {choice} '
+        f'{len(own)} runs, {sum(r["seconds"] for r in own) / 3600:.1f} hours of training on '
+        f'{"; ".join(made_on(own))}.', 120)
     return f'''## `{name}.yaml`
 
 {protocol.about}
 
-CIFAR-100, classes {first} to {end - 1}, {protocol.size} px, batches of {protocol.batch_size}. Teachers:
-{protocol.per_class or 500 - protocol.validation} labelled images of each class, {protocol.train["epochs"]} epochs
-unless the row says otherwise; students: {labels}, {student["epochs"]} epochs. Accuracy of the last epoch. Test images
-choose nothing: the temperature of each arm, and what a "best" arm is, are chosen by one student for each temperature
-of each teacher of the selection seeds ({", ".join(map(str, protocol.selection_seeds))}; not all for every arm), on
-{protocol.validation} held-out training images of each class; the seeds that are reported are others, the same for
-every arm. A gain is paired: the mean over the students of each teacher, then mean and 95 % interval (t) over the
-teachers. "With images" is the interval for other teachers and other images drawn as the test images were (their
-variances added); the wider of the two decides. Both are for the temperature that was chosen: what another choice would
-change is not in them. The validation images chose it, so the gain on them only stands beside it. A teacher's epochs
-and minutes are with those of the teacher that it started from, the minutes with its guide's too. ± is the standard
-deviation over teachers, for the validation images over students.
-{len(own)} runs, {sum(r["seconds"] for r in own) / 3600:.1f} hours of training on {"; ".join(made_on(own))}.
+{settings}
 
 ''' + '\n\n'.join(parts) + '\n'

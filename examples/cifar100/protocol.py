@@ -29,6 +29,7 @@ class Pair:
         others: Students that were not the branch, by name.
         branch: The model of the branches instead of the student.
         train: Settings of the loop that differ from the protocol's for this pair, its students included.
+        student_train: The same for its students alone.
     """
     teacher: Spec
     student: Spec
@@ -36,6 +37,7 @@ class Pair:
     others: dict[str, Spec] = field(default_factory=dict)
     branch: Spec | None = None
     train: dict[str, Any] = field(default_factory=dict)
+    student_train: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def teacher_train(protocol: Protocol, pair: Pair, arm: Arm) -> dict[str, Any]:
 
 def student_train(protocol: Protocol, pair: Pair, arm: Arm) -> dict[str, Any]:
     """The same for its students."""
-    return {**protocol.train, **pair.train, **protocol.student, **arm.student}
+    return {**protocol.train, **pair.train, **protocol.student, **pair.student_train, **arm.student}
 
 
 def _made(cls: Any, values: dict[str, Any], where: str) -> Any:

@@ -31,8 +31,7 @@ Arms = dict[str, list[tuple[Result | None, Result]]]       # by arm: teacher's a
 
 def collect(protocol: Protocol, pair: str, student: str = 'own') -> Arms:
     """What is done, by arm; a seed counts when teacher and student are done."""
-    done = {path.stem: json.loads(path.read_text())
-            for path in (HERE / 'results' / protocol.results).glob('*.json')}
+    done = chosen.results_of(protocol)
     found: Arms = {}
     for arm in (ALONE, *protocol.arms):
         for seed in protocol.seeds:
@@ -119,7 +118,7 @@ def document() -> str:
              'Nothing here is typed by hand. "No gain" is said wherever the interval includes 0.\n\n')
     figures = [f'![gain](figures/gain_{name}.png)\n' for name in gain_figure.FIGURES
                if (HERE / 'figures' / f'gain_{name}.png').exists()]
-    chosen_sections = '\n'.join([*filter(None, map(chosen.section, chosen.CHOSEN)), *figures])
+    chosen_sections = '\n'.join([chosen.HOW, *filter(None, map(chosen.section, chosen.CHOSEN)), *figures])
     return intro + '\n'.join(filter(None, [chosen_sections, *map(section, PROTOCOLS)]))
 
 
