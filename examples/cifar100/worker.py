@@ -12,39 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import nets
-import timm
 import torch
 from beside import HALFWAY, Clock, machine, resolved
 from gains import RIGHT, packed
 from images import Counted, Images, Remembered, Split, teacher_logits
+from models import Models
 from nets import MEAN, STD
-from protocol import Run, Spec
-from rivals import RivalTask
-from runs import BRANCH_SEED, ORIGINS, needed
-from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
+from protocol import Run
+from runs import ORIGINS, needed
+from timm.task import LogitDistillationTask, TrainingTask
 from torch import nn
 
 import sf_teacher
 from sf_teacher.analysis.predictions import predict
 from sf_teacher.data.in_memory import InMemoryLoader
-from sf_teacher.exporting.reload import TEACHER, sha256
 from sf_teacher.files import write_atomically
 from sf_teacher.functional import calibration_error, kl_divergence, linear_cka
-from sf_teacher.methods import METHODS
 from sf_teacher.split.boundaries import Boundary
 from sf_teacher.split.pairing import default_boundaries
 from sf_teacher.split.teacher_taps import teacher_boundaries
 from sf_teacher.training import TrainConfig, fit
-
-
-def build(spec: Spec, seed: int, num_classes: int) -> nn.Module:
-    """A fresh model; the same seed gives the same weights."""
-    torch.manual_seed(seed)
-    if 'cifar' in spec:
-        return nets.build(spec['cifar'], num_classes)
-    arguments = {k: v for k, v in spec.items() if k != 'name'}
-    return timm.create_model(spec['name'], num_classes=num_classes, pretrained_cfg_overlay=dict(mean=MEAN, std=STD),
-                             **arguments)
 
 
 class Worker:
@@ -59,6 +46,7 @@ class Worker:
 
     def __init__(self, images: Callable[[int], Images], work: Path, results: Path, device: str) -> None:
         self.images, self.work, self.all_results, self.device = images, work, results, torch.device(device)
+        self.models = Models(work, device)
         self.boundaries: dict[str, Boundary] = {}       # the last one of each architecture
 
     def run(self, run: Run, results: str, again: bool = False, remember: bool = False) -> None:
@@ -77,7 +65,7 @@ class Worker:
         settings = run.settings
         self.split = Split(self.images(settings['size']), settings, run.seed, self.device)
         self.num_classes, self.size = self.split.num_classes, (3, settings['size'], settings['size'])
-        task = self.task(run)
+        task = self.models.task(run, self.num_classes)
         with_index = getattr(getattr(task, 'method', None), 'needs_index', False)
         train = Counted(self.split.training(run.seed, with_index))
         test = self.split.evaluation('test')
@@ -137,8 +125,7 @@ class Worker:
 
     def folder(self, run: Run) -> Path:
         """Where its checkpoints are; those of a run that starts from a teacher go with that teacher's weights."""
-        weights = [sha256(self.work / key / 'teacher' / TEACHER)[:8] for key in needed(run)]
-        return self.work / '-'.join([run.key, *weights])
+        return self.work / '-'.join([run.key, *map(self.models.weights, needed(run))])
 
     def forget(self, key: str) -> None:
         """Put aside, in `superseded` of the work folder, what came of a teacher that came out otherwise elsewhere."""
@@ -152,34 +139,6 @@ class Worker:
                 if 'teacher' not in settings:
                     self.forget(path.stem)
 
-    def task(self, run: Run) -> TrainingTask:
-        """The task of a run, with fresh models or with the weights that it starts from."""
-        s, seed = run.settings, run.seed
-        if run.kind == 'student':
-            student = build(s['model'], 1000 + seed, self.num_classes).to(self.device)
-            if 'teacher' not in s:
-                return ClassificationTask(student, device=self.device, verbose=False)
-            cls: Any = LogitDistillationTask
-            if s.get('loss'):
-                cls = partial(RivalTask, loss=s['loss'], unlabelled=s.get('unlabelled', False))
-            if s.get('simplifier'):
-                cls = partial(sf_teacher.StudentFriendlyKDTask, simplifier_lr=s['simplifier'])
-            teacher = self.teacher(s['teacher'], s.get('halfway', False))
-            return cls(student, teacher, device=self.device, verbose=False, **s['kd'])
-        teacher = build(s['model'], seed, self.num_classes)
-        if s['after']:
-            teacher.load_state_dict(self.teacher(s['after']).state_dict())
-        teacher.to(self.device)
-        if 'method' not in s:
-            return ClassificationTask(teacher, device=self.device, verbose=False)
-        method = METHODS[s['method']](**s['options'], **({'kl_ramp': s['ramp']} if s.get('ramp') else {}))
-        branches = s['branch'] if isinstance(s['branch'], list) else [s['branch']]
-        students = [build(b, BRANCH_SEED + seed, self.num_classes) for b in branches] if method.takes_students else []
-        if s.get('guide'):
-            students[0].load_state_dict(self.teacher(s['guide']).state_dict())
-        boundaries = s['boundaries'] and [tuple(b) if isinstance(b, list) else b for b in s['boundaries']]
-        return sf_teacher.wrap(teacher, students, method=method, boundaries=boundaries, input_size=self.size)
-
     def remember(self, task: Any, train: Counted, run: Run) -> None:
         """Let a task look up what its teacher says of the training images."""
         s, teacher = run.settings, task.teacher.model
@@ -190,8 +149,7 @@ class Worker:
             return
         if config.channels_last:
             teacher.to(memory_format=torch.channels_last)
-        weights = sha256(self.work / s['teacher'] / 'teacher' / TEACHER)[:8]
-        path = self.work / s['teacher'] / f'logits-{weights}-{said_to(run)}.pt'
+        path = self.work / s['teacher'] / f'logits-{self.models.weights(s["teacher"])}-{said_to(run)}.pt'
         said = teacher_logits(teacher, train.loader, config.epochs, path, autocast, config.channels_last)
         task.teacher.model = Remembered(teacher, train, said)
 
@@ -203,19 +161,6 @@ class Worker:
         sf_teacher.export(
             model, self.work / run.key / 'teacher', input_size=self.size, mean=MEAN, std=STD, overwrite=True,
             metadata={'data': 'CIFAR-100', 'seed': run.seed, 'settings': run.settings}, **own)
-
-    def teacher(self, key: str, halfway: bool = False) -> nn.Module:
-        """An exported teacher, or what it was after half of its epochs, frozen and in eval mode."""
-        folder = self.work / key / 'teacher'
-        config = json.loads((folder / 'config.json').read_text())
-        if config.get('factory'):
-            model: nn.Module = nets.build(**config['model_args'])
-            model.load_state_dict(torch.load(folder / 'teacher.pth', weights_only=True)['model'])
-        else:
-            model = timm.create_model(f'local-dir:{folder}', pretrained=True)
-        if halfway:
-            model.load_state_dict(torch.load(self.work / key / HALFWAY, weights_only=True))
-        return model.to(self.device).eval().requires_grad_(False)
 
     def compared(self, model: nn.Module, task: TrainingTask, test: InMemoryLoader) -> dict[str, float]:
         """Calibration; for a student also how it relates to its teacher, CKA at the last boundary of both."""
