@@ -104,6 +104,20 @@ def check_classes(student: nn.Module, classes: int, num_classes: int) -> None:
                              f'give one that was trained on the same data')
 
 
+def check_classifier(model: Any, role: str, name: str) -> None:
+    """Refuse a model whose pretrained weights are of other classes: timm made up a classifier for it.
+
+    Raises:
+        SFTeacherError: Says for how many classes there are weights.
+    """
+    known = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes', model.num_classes)
+    if known != model.num_classes:
+        has = f'have {known} classes' if known else 'have no classifier'
+        raise SFTeacherError(f'the weights of {name!r} (given as {role}) {has}, and {model.num_classes} are needed: '
+                             f'its classifier would be random. Train it on these classes first, and give '
+                             f'local-dir:FOLDER of the result')
+
+
 def shown(name: object) -> str:
     """What a user gave, for a message: readable, and not longer than a line."""
     return _SHORT.repr(name)

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from torch import nn
 
-from .checks import check_model, check_size, shown
+from .checks import check_classifier, check_model, check_size, shown
 from .errors import SFTeacherError
 from .exporting.architecture import name_of
 from .exporting.verify import LOCAL, check_folder
@@ -68,7 +68,7 @@ def wrap(
         teacher_kwargs = {'pretrained': pretrained, **teacher_kwargs}
         if config.trained_teacher:
             _check_trained(teacher, 'teacher', teacher_kwargs, config)
-        teacher = create_model(teacher, 'teacher', num_classes, input_size, teacher_kwargs)
+        teacher = create_model(teacher, 'teacher', num_classes, input_size, teacher_kwargs, config.trained_teacher)
     elif pretrained or teacher_kwargs:
         raise SFTeacherError('pretrained and teacher_kwargs are for a teacher given by name; this one is a '
                              f'{type(teacher).__name__}: load its weights before wrapping it')
@@ -88,8 +88,8 @@ def wrap(
         if config.trained_students and isinstance(student, str):
             _check_trained(student, 'student', student_kwargs, config)
     with torch.random.fork_rng(devices=[]):
-        built = [create_model(s, 'student', num_classes, size, student_kwargs) if isinstance(s, str) else s
-                 for s in students]
+        built = [create_model(s, 'student', num_classes, size, student_kwargs, config.trained_students)
+                 if isinstance(s, str) else s for s in students]
     task = StudentFriendlyTask(teacher, None, built, config, boundaries, size)
     if num_classes not in (None, task.num_classes):
         raise SFTeacherError(f'teacher {type(teacher).__name__} gives {task.num_classes} logits, not '
@@ -113,11 +113,20 @@ def create_model(
         num_classes: int | None,
         input_size: Size | None,
         kwargs: dict[str, Any],
+        trained: bool = False,
 ) -> nn.Module:
     """A timm model, built for `input_size` where its size is fixed at construction.
 
+    Args:
+        name: As in ``timm.create_model``.
+        role: What it is for, for messages.
+        num_classes: Classes; by default its own.
+        input_size: (C, H, W), if it is known.
+        kwargs: Further arguments of ``timm.create_model``.
+        trained: Whether its weights, those of the classifier too, have to be trained ones.
+
     Raises:
-        SFTeacherError: timm has no such model (with close names) or cannot build it.
+        SFTeacherError: timm has no such model (with close names) or cannot build it, or its classifier is random.
     """
     if len(name) > 1000 or not name.isprintable():
         raise SFTeacherError(f'{shown(name)} (given as {role}) is not the name of a model or a folder: it is longer '
@@ -141,9 +150,12 @@ def create_model(
             cfg = timm.get_pretrained_cfg(name)
             if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size) != tuple(input_size):
                 kwargs['img_size'] = tuple(input_size[1:])
-        return timm.create_model(name, **kwargs)
+        model = timm.create_model(name, **kwargs)
     except Exception as error:
         raise SFTeacherError(f'timm could not build the {role} {name!r} with {kwargs}: {error}') from error
+    if trained and not kwargs.get('checkpoint_path'):
+        check_classifier(model, role, name)
+    return model
 
 
 def _check_download(name: str, role: str) -> None:

@@ -8,7 +8,10 @@ from timm.task import LogitDistillationTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from .checks import check_classifier
 from .errors import SFTeacherError
+from .exporting.exported import load_teacher
+from .exporting.verify import LOCAL
 from .joint_task import JointTask
 from .methods._simplifier import CollapseWatch, Simplifier
 from .methods.base import Context
@@ -43,7 +46,8 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
         **kwargs: Further arguments of `LogitDistillationTask`: weights, criterion, device ...
 
     Raises:
-        SFTeacherError: Teacher, student and simplifier have different class counts, or different temperatures.
+        SFTeacherError: Teacher, student and simplifier have different class counts, or different temperatures; or the
+            teacher's name is that of a folder that was changed after its export, or of weights of other classes.
 
     Examples:
 
@@ -67,8 +71,13 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
             watch: CollapseWatch | None = None,
             **kwargs: Any,
     ) -> None:
+        by_name = teacher_model if isinstance(teacher_model, str) else None
+        if by_name is not None and by_name.lower().startswith(LOCAL):
+            teacher_model = load_teacher(by_name)
         super().__init__(student_model, teacher_model, temperature=temperature, **kwargs)
         classes = unwrap_model(student_model).num_classes
+        if by_name is not None:
+            check_classifier(unwrap_model(self.teacher.model), 'teacher', by_name)
         if (given := getattr(unwrap_model(self.teacher.model), 'num_classes', classes)) != classes:
             raise SFTeacherError(f'the teacher has {given} classes and the student {classes}: build both with the same '
                                  f'num_classes')

@@ -14,6 +14,7 @@ from torch import nn
 from .checks import check_batch, check_model, check_placement, check_size, check_target
 from .errors import SFTeacherError
 from .exporting.architecture import name_of
+from .exporting.class_names import check_same_order
 from .joint_task import JointTask
 from .methods import get_method
 from .methods.base import Context, Criterion, Method, changed_options
@@ -74,6 +75,8 @@ class StudentFriendlyTask(JointTask):
         students = [students] if isinstance(students, nn.Module | str) else list(students)
         for student in students:
             check_model(student, 'student')
+            if method.trained_students:
+                check_same_order(model, student)
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.input_size = check_size(input_size or default_input_size(model))
         if students and not method.takes_students:

@@ -113,8 +113,8 @@ def explained(error: Exception, where: str, images: torch.Tensor, target: torch.
         return error
     if isinstance(error, torch.OutOfMemoryError) or 'allocate memory' in str(error):
         return SFTeacherError(f'{where} needs more memory than there is for images {_kind(images)}: choose a smaller '
-                              f'{setting("batch_size")} (with {setting("grad_accum_steps")} for the same update), or '
-                              f'{setting("amp")}')
+                              f'{setting("batch_size")} (with {setting("grad_accum_steps")} for nearly the same '
+                              f'update), or {setting("amp")}')
     loss = getattr(task, 'criterion', None)
     name = getattr(loss, '__name__', type(loss).__name__)
     text = first_line(error)

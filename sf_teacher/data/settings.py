@@ -57,8 +57,9 @@ class DataConfig(Checked):
         of_files = ('color_jitter', 'aa', 'reprob', 'scale')
         for name in self.given(*of_files, 'crop_pct') if self.kept_in_memory else ():
             raise SettingError(
-                f'{written(name)} has no effect on images kept in memory, which are seen whole and whose augmentation '
-                f'is {setting("crop_padding")} and {setting("hflip")}: leave it out, or {setting("in_memory")}')
+                f'{written(name)} has no effect on images kept in memory, which are resized once and whose '
+                f'augmentation is {setting("crop_padding")} and {setting("hflip")}: leave it out, or '
+                f'{setting("in_memory")}')
         for name in () if self.kept_in_memory else self.given('crop_padding'):
             raise SettingError(f'{written(name)} has no effect without {setting("in_memory")}: leave it out, or give '
                                f'{setting("in_memory")}')
@@ -67,7 +68,7 @@ class DataConfig(Checked):
 
     @property
     def kept_in_memory(self) -> bool:
-        """Whether images are decoded once, and seen whole."""
+        """Whether images are decoded and resized once."""
         return self.in_memory or self.data == 'digits'
 
 

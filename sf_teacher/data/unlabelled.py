@@ -60,7 +60,7 @@ class LabelledOnly(nn.Module):
     """A loss over the images of a batch that have a label: their mean, or 0 if there are none.
 
     Args:
-        criterion: The loss of logits [B, K] and labels [B], averaged over the batch.
+        criterion: The loss of logits [B, K] and labels [B], or soft targets [B, K], averaged over the batch.
     """
 
     def __init__(self, criterion: nn.Module) -> None:
@@ -69,6 +69,9 @@ class LabelledOnly(nn.Module):
         self.smoothing = getattr(criterion, 'smoothing', None)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if target.is_floating_point():      # shares [B, K] of classes, which only images with labels have
+            mixed: torch.Tensor = self.criterion(logits, target)
+            return mixed
         known = target != UNLABELLED
         if not known.any():
             return logits.sum() * 0.

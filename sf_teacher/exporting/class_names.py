@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from torch import nn
 
+from ..checks import shown
 from ..errors import SFTeacherError
 
 
@@ -15,6 +16,15 @@ def class_names_of(model: nn.Module) -> list[str] | None:
     if not names or None in names or len(names) != getattr(model, 'num_classes', len(names)):
         return None
     return [str(name) for name in names]
+
+
+def check_same_order(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a trained student whose logits mean other classes than the teacher's, as far as both say theirs."""
+    ours, theirs = class_names_of(teacher), class_names_of(student)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise SFTeacherError(f'the classes of the trained student {type(student).__name__} are not those of the '
+                             f'teacher in its order: {shown(theirs)} there, {shown(ours)} here. Give one that was '
+                             f'trained on the same data')
 
 
 def check_class_names(names: Sequence[str], num_classes: int) -> list[str]:

@@ -112,11 +112,11 @@ class StudentBranches(BranchSet):
             teacher_logits: z_T [B, K].
             sample: The step, to run one branch, see `sampled`; all by default. The others' gradients are zeros, as
                 DistributedDataParallel needs them.
-            share: Share b / B of the batch that is run, its first images; the logits are [b, K].
+            share: Share b / B of the batch that is run, its first images, two at least; the logits are [b, K].
         """
         maps = [m.detach() for m in maps] if self.detach else maps
         if share < 1:
-            maps = [m[:math.ceil(share * len(m))] for m in maps]
+            maps = [m[:max(math.ceil(share * len(m)), 2)] for m in maps]     # batch norm learns nothing of one image
         drawn = range(len(self.names)) if sample is None else [sampled(sample, len(self.names))]
         logits = {self.names[i]: self.branches[i](maps[self.sources[i]]) for i in drawn}
         if sample is not None:

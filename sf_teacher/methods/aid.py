@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -95,7 +96,7 @@ class FrozenStudent(nn.Module):
     def __init__(self, teacher: nn.Module, student: nn.Module, num_classes: int, input_size: Size) -> None:
         super().__init__()
         self.student = copy_whole(student, input_size, num_classes).requires_grad_(False)
-        scale, shift = _renormalisation(teacher, student)
+        scale, shift = _renormalisation(teacher, student, input_size[0])
         self.register_buffer('scale', scale, persistent=False)
         self.register_buffer('shift', shift, persistent=False)
         self.train(False)
@@ -114,11 +115,14 @@ class FrozenStudent(nn.Module):
         return [f'frozen student {type(self.student).__name__}{converted}']
 
 
-def _renormalisation(teacher: Any, student: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _renormalisation(teacher: Any, student: Any, channels: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Factor and summand [1, C, 1, 1] that turn the teacher's images into the student's; None where both are alike."""
     cfgs = [getattr(m, 'pretrained_cfg', None) or {} for m in (teacher, student)]
     if not all(cfg.get(name) for cfg in cfgs for name in ('mean', 'std')):
         return None, None
+    # timm's configurations are of colour images, whatever the model takes
+    cfgs = [{n: cfg[n] if len(cfg[n]) == channels else (statistics.fmean(cfg[n]),) * channels for n in ('mean', 'std')}
+            for cfg in cfgs]
     (mean_t, std_t), (mean_s, std_s) = ([torch.tensor(cfg[n]) for n in ('mean', 'std')] for cfg in cfgs)
     if torch.equal(mean_t, mean_s) and torch.equal(std_t, std_s):
         return None, None

@@ -40,6 +40,11 @@ class LoT(Method):
     kl_weight: float = option(0.5, 'a, weight of the divergences', source='code', low=0)
     temperature: float = option(1.5, 'tau of the divergences', source='code', above=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.teacher_weight > 0 or self.kl_weight > 0, 'teacher_weight',
+                      'above 0 where kl_weight is 0, as nothing else trains the teacher')
+
     @property
     def active(self) -> bool:
         return bool(self.student_weight or self.kl_weight)

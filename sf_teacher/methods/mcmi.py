@@ -59,7 +59,7 @@ class MCMI(Method):
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             logits = step.logits.to(torch.promote_types(step.logits.dtype, torch.float32))
             log_p = F.log_softmax(logits, dim=-1)
-            share = step.target if step.target.is_floating_point() else F.one_hot(step.target, logits.shape[-1])
+            share = step.target if step.target.is_floating_point() else F.one_hot(step.target.long(), logits.shape[-1])
             share = share.to(log_p.dtype)       # of each class in each image, [B, K]
             if step.extra.training:
                 step.extra.update(share, log_p.detach().exp())

@@ -49,12 +49,17 @@ class Layout:
         Args:
             x: Map with this layout's channels; of this layout's size where the layout is not ``"NCHW"``.
             prefix_tokens: Tokens [B, prefix, C] to put in front; needed where the layout has any.
+
+        Raises:
+            ValueError: The tokens have an order of their own, which is that of another size.
         """
         if self.kind == 'NHWC':
             return x.permute(0, 2, 3, 1).contiguous()
         if self.kind == 'NC':
             return x.flatten(1)
         if self.kind == 'NLC':
+            if self.order is not None and tuple(x.shape[2:]) != self.size:
+                raise ValueError(f'the order of tokens is that of a map of {self.size}, not {tuple(x.shape[2:])}')
             x = x.flatten(2).transpose(1, 2)
             if self.order is not None:
                 x = x[:, self.order.to(x.device)]

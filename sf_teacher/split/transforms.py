@@ -64,7 +64,10 @@ class _FeatureTransform(nn.Module):
         self.prefix = nn.Linear(in_channels, layout.prefix * layout.channels) if layout.prefix else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.act(self.norm(self.proj(self._resized(x) if self.resize else x)))
+        y = self.norm(self.proj(self._resized(x) if self.resize else x))
+        if len(y) == 1 and y.requires_grad:     # PyTorch 2.14's batch norm on CPUs is wrong for one in tokens' order
+            y.register_hook(torch.Tensor.contiguous)
+        y = self.act(y)
         if self.prefix is None:
             return self.layout.from_map(y)
         tokens = self.prefix(x.mean((2, 3))).unflatten(1, (self.layout.prefix, self.layout.channels))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.utils import unwrap_model
 from timm.utils.distributed import world_info_from_env
 from torch import nn
 
@@ -72,7 +73,7 @@ class Guard:
 
     def __init__(self, world: World, stop: Stop, kept: str, module: nn.Module, half: str = '') -> None:
         self.world, self.stop, self.kept, self.half = world, stop, kept, half
-        self.allowed = {name for name, buffer in module.named_buffers() if not _finite(buffer)}
+        self.allowed = {name for name, buffer in unwrap_model(module).named_buffers() if not _finite(buffer)}
 
     def check(self, epoch: int, batch: int, result: dict[str, Any], inputs: torch.Tensor) -> None:
         """Called between the forward and the step of each batch.
@@ -105,7 +106,7 @@ class Guard:
 
     def check_weights(self, epoch: int, module: nn.Module) -> None:
         """Never save weights that are not finite: a loss that was finite may have made them so in the last step."""
-        for name, value in module.state_dict().items():
+        for name, value in unwrap_model(module).state_dict().items():
             if name not in self.allowed and not _finite(value):
                 name = name.replace('_orig_mod.', '')       # of torch.compile
                 raise SFTeacherError(f'{name} is not finite after epoch {epoch + 1}. ' + self._advice(epoch))

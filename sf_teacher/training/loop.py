@@ -103,7 +103,7 @@ class Loop:
         seconds = time.perf_counter() - began
         if self.world.size > 1:
             distribute_bn(trainable(self.task), self.world.size, reduce=True)
-            if self.config.model_ema:
+            if self.task.has_ema():
                 distribute_bn(trainable(self.task, ema=True), self.world.size, reduce=True)
         self.steps.guard.check_weights(epoch, trainable(self.task))
         row: Row = {'epoch': epoch, **{f'train_{k}': v for k, v in train.items()}}
@@ -160,7 +160,7 @@ class Loop:
         kinds = _kinds(self.steps.optimizer)
         try:
             self.task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
-            if self.config.model_ema:
+            if self.task.has_ema():     # the settings', or of the user's
                 self.task.load_checkpoint_state(state['state_dict_ema'], state.get('task_state_ema'), ema=True)
             self.steps.optimizer.load_state_dict(state['optimizer'])
             if _kinds(self.steps.optimizer) != kinds:

@@ -20,6 +20,7 @@ from ..data.unlabelled import LabelledOnly, WithUnlabelled, with_unlabelled
 from ..errors import SettingError, SFTeacherError
 from ..exporting.class_names import class_names_of
 from ..exporting.exported import load_teacher
+from ..exporting.verify import LOCAL, check_folder
 from ..factory import create_model, wrap
 from ..joint_task import needs_index
 from ..methods import METHODS, make_method
@@ -57,7 +58,7 @@ def plan_teacher(config: TeacherRun, data: Data | None = None, decode: bool = Tr
         raise SettingError('no teacher: give the timm name of one, e.g. resnet50')
     method, device = _method(config), init_device(config.device)
     size = _input_size(config)
-    data = data or load_data(config, config.seed, size[0] if size else config.model_kwargs.get('in_chans', 3))
+    data = data or load_data(config, config.seed, size[0] if size else _channels(config))
     random_seed(config.seed)
     task: TrainingTask
     if method is None:
@@ -73,8 +74,11 @@ def plan_teacher(config: TeacherRun, data: Data | None = None, decode: bool = Tr
                     student_kwargs=config.student_kwargs).to(device)
         task.criterion = criterion(config)
         model, size = task.teacher, task.input_size
+        if method.trained_students:
+            for name, student in zip(config.student, task.branches.children(), strict=True):
+                _check_same_classes(data, student, f'the student in {name}')
     if ':' in config.teacher:       # weights of its own, wherever they are
-        check_same_classes(data.class_names, class_names_of(model), f'the teacher in {config.teacher}')
+        _check_same_classes(data, model, f'the teacher in {config.teacher}')
     metadata = {'method': method or 'none: a standard teacher', 'students': list(config.student)}
     return _plan(config, data, task, model, size, device, metadata, decode)
 
@@ -134,7 +138,7 @@ def _plan(
 ) -> Plan:
     asked = {'input_size': size or default_input_size(model, config.model_kwargs), 'mean': config.mean,
              'std': config.std, 'interpolation': config.interpolation,
-             'crop_pct': 1. if config.kept_in_memory else config.crop_pct}
+             **({'crop_pct': 1., 'crop_mode': 'center'} if config.kept_in_memory else {'crop_pct': config.crop_pct})}
     channels = asked['input_size'][0]
     for name in ('mean', 'std'):
         if asked[name] is not None and len(asked[name]) not in (1, channels):
@@ -144,7 +148,9 @@ def _plan(
         if len(data_config[name]) != channels:
             data_config[name] = (statistics.fmean(data_config[name]),) * channels
     _set_data_config(model, interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
-                     test_crop_pct=None)    # timm's validate script prefers it
+                     crop_mode=data_config['crop_mode'], test_crop_pct=None)    # timm's validate script prefers it
+    if data.class_names is None:        # those of the weights that training starts from may not be the data's
+        _set_data_config(model, label_names=None, label_descriptions=None)
     if device.type == 'cpu':
         threads = config.threads or default_threads(config.batch_size, data_config['input_size'])
         torch.set_num_threads(threads)
@@ -163,6 +169,24 @@ def _plan(
 def _set_data_config(model: nn.Module, **facts: Any) -> None:
     """Set fields of the model's timm configuration, where timm's tasks and the export read how images are prepared."""
     vars(model)['pretrained_cfg'] = {**(getattr(model, 'pretrained_cfg', None) or {}), **facts}
+
+
+def _channels(config: TeacherRun) -> int:
+    """Of the images, where no size is given: what the teacher is built for."""
+    known = 3
+    if config.teacher.lower().startswith(LOCAL):
+        known = (check_folder(config.teacher).get('pretrained_cfg', {}).get('input_size') or (known,))[0]
+    return int(config.model_kwargs.get('in_chans', known))
+
+
+def _check_same_classes(data: Data, model: nn.Module, whose: str) -> None:
+    """Refuse trained weights of other classes than the data's, as far as names are known."""
+    weights_of = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes', data.num_classes)
+    if weights_of != data.num_classes:
+        _logger.warning('%s has %s classes and the data %d: its classifier is a new one', whose, weights_of,
+                        data.num_classes)
+    else:
+        check_same_classes(data.class_names, class_names_of(model), whose)
 
 
 def _method(config: TeacherRun) -> Method | None:

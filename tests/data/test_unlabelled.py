@@ -118,6 +118,8 @@ def test_labels_of_all_images_change_nothing():
     logits, target = torch.randn(8, 4), torch.arange(8) % 4
     for criterion in (torch.nn.CrossEntropyLoss(), timm.loss.LabelSmoothingCrossEntropy(0.1)):
         assert torch.equal(LabelledOnly(criterion)(logits, target), criterion(logits, target))
+    criterion, shares = torch.nn.CrossEntropyLoss(), torch.rand(8, 4).softmax(-1)      # of mixup
+    assert torch.equal(LabelledOnly(criterion)(logits, shares), criterion(logits, shares))
 
 
 @pytest.mark.slow

@@ -87,7 +87,6 @@ def test_students_by_name_need_weights(tmp_path):
     assert task.branches.scale is None      # the test models' teacher has the same mean and standard deviation
 
 
-
 def test_the_mean_and_deviation_given_for_a_run_are_those_the_student_is_served_from(tmp_path):
     folders = [export(timm.create_model(name, num_classes=10), tmp_path / name, input_size=SIZE, mean=(0.2,) * 3,
                       std=(0.25,) * 3) for name in ('test_resnet', 'test_efficientnet')]
@@ -97,3 +96,32 @@ def test_the_mean_and_deviation_given_for_a_run_are_those_the_student_is_served_
     branches = plan_teacher(TeacherRun(**kwargs, mean=(0.4,) * 3, std=(0.5,) * 3)).task.branches
     torch.testing.assert_close(branches.scale.flatten(), torch.full((3,), 2.))
     torch.testing.assert_close(branches.shift.flatten(), torch.full((3,), 0.8))
+
+
+def test_a_trained_student_of_other_classes_or_another_order_is_refused(tmp_path):
+    def folder(name, classes):
+        return export(timm.create_model(name, num_classes=len(classes)), tmp_path / f'{name}-{"".join(classes)}',
+                      input_size=SIZE, class_names=classes)
+    teacher = timm.create_model(f'local-dir:{folder("test_resnet", list("abcde"))}', pretrained=True)
+    more, turned, same = (folder('test_efficientnet', list(names)) for names in ('abcdefg', 'edcba', 'abcde'))
+    with pytest.raises(SFTeacherError, match=r'-abcdefg. \(given as student\) have 7 classes, and 5 are needed: its '
+                                             r'classifier would be random. Train it on these classes first'):
+        sf_teacher.wrap(teacher, f'local-dir:{more}', method='aid', input_size=SIZE)
+    for student in (f'local-dir:{turned}', timm.create_model(f'local-dir:{turned}', pretrained=True)):
+        with pytest.raises(SFTeacherError, match=r"not those of the teacher in its order: \['e', 'd', 'c', 'b', 'a'\] "
+                                                 r"there, \['a', 'b', 'c', 'd', 'e'\] here"):
+            sf_teacher.wrap(teacher, student, method='aid', input_size=SIZE)
+    assert sf_teacher.wrap(teacher, f'local-dir:{same}', method='aid', input_size=SIZE).branches is not None
+    plain = timm.create_model('test_resnet', num_classes=5)     # knows no names: the data do
+    assert sf_teacher.wrap(plain, f'local-dir:{turned}', method='aid', input_size=SIZE).branches is not None
+
+
+def test_grey_images_are_turned_into_the_students(tmp_path):
+    teacher = timm.create_model('test_resnet', num_classes=5, in_chans=1)
+    (mean_t, *_), (std_t, *_) = teacher.pretrained_cfg['mean'], teacher.pretrained_cfg['std']
+    folder = export(timm.create_model('test_resnet', num_classes=5, in_chans=1), tmp_path / 'grey',
+                    input_size=(1, 32, 32), mean=0.25, std=0.125)
+    task = sf_teacher.wrap(teacher, f'local-dir:{folder}', method='aid', input_size=(1, 32, 32))
+    assert task(torch.randn(4, 1, 32, 32), torch.arange(4))['loss'].isfinite()
+    torch.testing.assert_close(task.branches.scale.flatten(), torch.tensor([std_t / 0.125]))
+    torch.testing.assert_close(task.branches.shift.flatten(), torch.tensor([(mean_t - 0.25) / 0.125]))

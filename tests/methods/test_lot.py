@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sf_teacher
+from sf_teacher import SFTeacherError
 from sf_teacher.methods.lot import LoT
 
 SIZE = (3, 32, 32)
@@ -93,3 +94,8 @@ def test_the_copy_has_no_hooks_and_its_norms_in_eval_mode_stay_there(method):
     if method == 'lot':
         assert not task.branches.students[0].layer1[0].bn1.training and task.branches.students[0].layer1[0].bn2.training
         assert torch.equal(task.branches.students[0].layer1[0].bn1.running_mean, before)
+
+
+def test_something_has_to_train_the_teacher():
+    with pytest.raises(SFTeacherError, match='teacher_weight must be above 0 where kl_weight is 0, as nothing else'):
+        LoT(teacher_weight=0., kl_weight=0.)

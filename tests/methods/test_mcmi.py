@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import sf_teacher
 from sf_teacher import SFTeacherError
+from sf_teacher.exporting.exporter import export
 from sf_teacher.methods.base import Progress
 from sf_teacher.methods.mcmi import MCMI
 
@@ -153,5 +154,15 @@ def test_a_teacher_without_weights_is_refused_with_the_remedy(tmp_path):
                            teacher_kwargs={'checkpoint_path': str(path)})
     assert torch.equal(task.teacher.conv1[0].weight if isinstance(task.teacher.conv1, torch.nn.Sequential)
                        else task.teacher.conv1.weight, next(model.parameters()))
+    folder = export(model, tmp_path / 'teacher', input_size=SIZE)
+    with pytest.raises(SFTeacherError, match=rf'teacher. .given as teacher. have {CLASSES} classes, and 3 are needed'):
+        sf_teacher.wrap(f'local-dir:{folder}', method='mcmi', num_classes=3, input_size=SIZE)
     with pytest.raises(SFTeacherError, match=r'MCMI\(cmi_weight=nan\): cmi_weight must be a finite number >= 0'):
         MCMI(cmi_weight=float('nan'))
+
+
+def test_labels_may_be_bytes():
+    task = sf_teacher.wrap(timm.create_model('test_resnet', num_classes=CLASSES), method='mcmi', input_size=SIZE)
+    images, labels = torch.randn(4, *SIZE), torch.arange(4) % CLASSES
+    task.eval()
+    assert torch.equal(task(images, labels)['loss'], task(images, labels.to(torch.uint8))['loss'])

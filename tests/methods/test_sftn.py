@@ -85,6 +85,9 @@ def test_a_share_of_the_batch_is_its_first_images():
         torch.testing.assert_close(mine[name], theirs[name])
     torch.testing.assert_close(mine['teacher_ce'], task(images, labels)['teacher_ce'])
     assert {len(z) for z in part.eval()(images, labels)['branch_output'].values()} == {6}
+    small, images, labels = make(branch_share=0.1)
+    assert {len(z) for z in small(images, labels)['branch_output'].values()} == {2}     # for batch norm
+    assert {len(z) for z in small(images[:1], labels[:1])['branch_output'].values()} == {1}
 
 
 @pytest.mark.parametrize('options,match', [

@@ -13,6 +13,7 @@ from torch import nn
 from torchdistill.core.distillation import get_distillation_box
 
 from sf_teacher import SFTeacherError
+from sf_teacher.exporting.exporter import export
 from sf_teacher.kd_task import StudentFriendlyKDTask
 from sf_teacher.methods._simplifier import CollapseWatch, Simplifier
 from sf_teacher.training.components import create_optimizer
@@ -337,3 +338,17 @@ def test_other_losses_on_logits_take_it_too():
         'DISTLoss', student_module_path='.', student_module_io='output', teacher_module_path='.',
         teacher_module_io='output', beta=1., gamma=1., tau=4.)))
     assert all(math.isfinite(value) for value in losses)
+
+
+def test_a_teacher_by_name_is_checked_as_every_other_one(tmp_path):
+    teacher = model(seed=1).eval()
+    folder = export(teacher, tmp_path / 'teacher', input_size=SIZE)
+    task = StudentFriendlyKDTask(model(), f'local-dir:{folder}', verbose=False)
+    assert torch.equal(task.teacher.model.get_classifier().weight, teacher.get_classifier().weight)
+    with pytest.raises(SFTeacherError, match='the teacher has 10 classes and the student 5: build both with'):
+        StudentFriendlyKDTask(timm.create_model('test_resnet', num_classes=5), f'local-dir:{folder}', verbose=False)
+    with (folder / 'model.safetensors').open('r+b') as file:
+        file.seek(-4, 2)
+        file.write(b'\0\0\xc0\x7f')
+    with pytest.raises(SFTeacherError, match=r'model\.safetensors is truncated or changed'):
+        StudentFriendlyKDTask(model(), f'local-dir:{folder}', verbose=False)

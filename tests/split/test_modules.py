@@ -448,3 +448,33 @@ def test_a_forward_that_belongs_to_another_model_is_refused():
     with pytest.raises(SFTeacherError, match=r'forward of this ResNet was put in the place of its own.*MethodType'):
         sf_teacher.wrap(teacher, 'test_efficientnet', input_size=SIZE)
     assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize('batch', [1, 2])
+@pytest.mark.parametrize('student', ['test_vit', 'test_efficientnet'])
+def test_gradients_of_projections_are_those_of_finite_differences(student, batch):
+    """PyTorch's batch norm on CPUs is wrong for one image whose gradient comes in the order of tokens."""
+    torch.manual_seed(0)
+    sized = {'img_size': 64} if 'vit' in student else {}
+    task = sf_teacher.wrap(timm.create_model('test_resnet', num_classes=5).double(),
+                           timm.create_model(student, num_classes=5, **sized).double(), input_size=(3, 64, 64)).train()
+    images, labels = torch.randn(batch, 3, 64, 64, dtype=torch.float64), torch.arange(batch)
+    weights = [branch.transform.parts[0].proj.weight for branch in task.branches.branches]
+    found = torch.autograd.grad(task(images, labels)['loss'], weights)
+    for weight, gradient in zip(weights, found, strict=True):
+        direction, values = torch.randn_like(weight), []
+        for step in (1e-5, -2e-5):
+            with torch.no_grad():
+                weight += step * direction
+                values.append(task(images, labels)['loss'])
+        with torch.no_grad():
+            weight += 1e-5 * direction
+        expected = (values[0] - values[1]).item() / 2e-5
+        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_tokens_in_an_order_of_their_own_are_refused_at_another_size():
+    student = timm.create_model('hiera_tiny_224', num_classes=5, img_size=64)
+    task = sf_teacher.wrap('test_resnet', student, num_classes=5, input_size=(3, 64, 64)).eval()
+    with pytest.raises(SFTeacherError, match=r'images of size \(3, 128, 128\) do not fit: .*the order of tokens is'):
+        task(torch.randn(2, 3, 128, 128), torch.arange(2))

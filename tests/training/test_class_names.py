@@ -1,6 +1,9 @@
 """Labels mean the same for a teacher and for the data that a student learns from."""
 import json
 import logging
+import pickle
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from sf_teacher.data.datasets import load_data
 from sf_teacher.data.settings import DataConfig
 from sf_teacher.exporting.exporter import export
 from sf_teacher.training.planning import plan_student, plan_teacher
+from sf_teacher.training.runs import train_teacher
 from sf_teacher.training.settings import StudentRun, TeacherRun
 
 from . import training_runs as runs
@@ -137,3 +141,25 @@ def test_other_classes_are_refused_of_a_teacher_that_is_trained_on(scheme, train
     data = renamed(tmp_path / 'd', 'ant', 'bee', 'cat', 'dog')
     with pytest.raises(SFTeacherError, match='has other classes than the data: fish, owl against ant, bee'):
         plan_teacher(TeacherRun(teacher=f'{scheme}{trained}', method='none', data=str(data), **COMMON))
+
+
+def test_names_of_the_weights_that_a_training_starts_from_are_not_those_of_its_data(trained, tmp_path, caplog):
+    root = renamed(tmp_path / 'd', 'a', 'b', 'c', 'd')
+    (root / 'map.pkl').write_bytes(pickle.dumps({'a': 0, 'b': 1, 'c': 2, 'd': 3, 'another d': 3}))
+    start = dict(teacher=f'local-dir:{trained}', method='none', data=str(root), output=str(tmp_path / 'run'), epochs=1)
+    _, folder = train_teacher(TeacherRun(**start, class_map=str(root / 'map.pkl'), **COMMON))
+    config = json.loads((folder / 'config.json').read_text())
+    assert not config.get('label_names') and not config['pretrained_cfg'].get('label_names')
+    fewer = renamed(tmp_path / 'e', 'a', 'b', 'c', 'd')
+    for split in ('train', 'validation'):
+        shutil.rmtree(fewer / split / 'd')
+    plan_teacher(TeacherRun(**{**start, 'data': str(fewer)}, **COMMON))
+    assert re.search(r'in local-dir:\S+ has 4 classes and the data 3: its classifier is a new one', caplog.text)
+
+
+def test_the_trained_student_of_aid_has_the_classes_of_the_data(trained, tmp_path):
+    data = renamed(tmp_path / 'd', 'a', 'b', 'c', 'd')
+    nameless = export(timm.create_model('test_resnet', num_classes=4), tmp_path / 'teacher', input_size=runs.SIZE)
+    with pytest.raises(SFTeacherError, match=r'the student in local-dir:\S+ has other classes than the data: cat, dog'):
+        plan_teacher(TeacherRun(teacher=f'local-dir:{nameless}', student=(f'local-dir:{trained}',), method='aid',
+                                data=str(data), **COMMON))

@@ -10,10 +10,11 @@ from timm.task import ClassificationTask
 from sf_teacher import SFTeacherError, training
 from sf_teacher.data.datasets import load_data
 from sf_teacher.data.settings import DataConfig
+from sf_teacher.exporting.exporter import export
 from sf_teacher.training.interruption import Guard, World
-from sf_teacher.training.planning import plan_student
+from sf_teacher.training.planning import plan_student, plan_teacher
 from sf_teacher.training.run_folder import RunFolder
-from sf_teacher.training.settings import StudentRun, TrainConfig
+from sf_teacher.training.settings import StudentRun, TeacherRun, TrainConfig
 from sf_teacher.training.signals import Stop
 
 from . import training_runs as runs
@@ -152,3 +153,19 @@ def test_what_was_not_finite_in_half_precision_is_advised_another_type(compiled)
     module = torch.compile(task.trainable_module, backend='eager') if compiled else task.trainable_module
     with pytest.raises(SFTeacherError, match=rf'^{re.escape(name)} is not finite after epoch 3\. .*, or without amp$'):
         guard.check_weights(2, module)
+
+
+def test_a_grey_teachers_folder_says_how_images_are_read(data, tmp_path):
+    folder = export(timm.create_model('test_resnet', num_classes=4, in_chans=1), tmp_path / 'grey',
+                    input_size=(1, 16, 16), mean=0.5, std=0.5)
+    plan = plan_teacher(TeacherRun(teacher=f'local-dir:{folder}', student=('test_efficientnet',), data=str(data),
+                                   batch_size=8, device='cpu', workers=0))
+    images, labels = next(iter(plan.train_loader))
+    assert images.shape[1:] == (1, 16, 16) and plan.task(images, labels)['loss'].isfinite()
+
+
+def test_images_kept_in_memory_are_cut_in_the_middle_and_the_model_says_so(data):
+    plan = plan_teacher(TeacherRun(teacher='test_resnet', method='none', data=str(data), input_size=(3, 16, 16),
+                                   model_kwargs={'pretrained_cfg_overlay': {'crop_mode': 'squash'}}, in_memory=True,
+                                   batch_size=8, device='cpu'))
+    assert plan.data_config['crop_mode'] == plan.task.get_eval_model().pretrained_cfg['crop_mode'] == 'center'

@@ -162,6 +162,8 @@ class Masked(torch.nn.Module):
 def test_buffers_may_be_what_they_were_and_not_become_it():
     model = Masked()
     assert fit(batches(), task=ClassificationTask(model, verbose=False))[0]['train_loss'] > 0
+    compiled = fit(batches(), task=ClassificationTask(model, verbose=False), torchcompile='eager')
+    assert compiled[0]['train_loss'] > 0
     model.spoilt = True
     with pytest.raises(SFTeacherError, match='seen is not finite after epoch 1'):
         fit(batches(), task=ClassificationTask(model, verbose=False))

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from sf_teacher import SFTeacherError
+from sf_teacher import SFTeacherError, training
 from sf_teacher.training import loop
 from sf_teacher.training import run_folder as checkpoint
 from sf_teacher.training.checkpoint import read_checkpoint
@@ -205,3 +205,26 @@ def test_full_disk_is_found_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Loop, '_epoch', lambda *args: pytest.fail('trained'))
     with pytest.raises(SFTeacherError, match='No space left on device'):
         runs.train(tmp_path / 'run', 'plain')
+
+
+def test_a_moving_average_of_the_users_goes_on_where_it_was(tmp_path):
+    def task():
+        made = runs.task('plain')
+        made.setup_ema(decay=0.9)
+        return made
+
+    class Stopped(Exception):
+        pass
+
+    def stop(row):
+        if row['epoch'] == 1:
+            raise Stopped
+    config = {'epochs': 3, 'model_ema': False}
+    straight, killed_one, resumed = task(), task(), task()
+    training.fit(straight, *runs.loaders(), runs.settings(tmp_path / 'straight', **config))
+    with pytest.raises(Stopped):
+        training.fit(killed_one, *runs.loaders(), runs.settings(tmp_path / 'run', **config), stop)
+    training.fit(resumed, *runs.loaders(), runs.settings(tmp_path / 'run', resume=True, **config))
+    for mine, theirs in zip(resumed.trainable_module_ema.state_dict().values(),
+                            straight.trainable_module_ema.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
