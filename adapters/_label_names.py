@@ -1,10 +1,12 @@
 """Classes of a teacher and of the data, by name: in another order, the teacher's logits follow the data."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import nn
 from torchdistill.common.constant import def_logger
 
 from sf_teacher import SFTeacherError
@@ -13,7 +15,7 @@ from sf_teacher.exporting.class_names import class_names_of
 logger = def_logger.getChild(__name__)
 
 
-def follow_label_names(teacher: Any, label_names: Sequence[str] | str | None, model_name: str) -> None:
+def follow_label_names(teacher: Any, label_names: Sequence[str] | str | None, model_name: str) -> list[int] | None:
     """Put a teacher's logits into the order of the data's labels, by the names of the classes.
 
     The rows of its classifier change places, so that hooks on the classifier see the data's order too.
@@ -24,6 +26,9 @@ def follow_label_names(teacher: Any, label_names: Sequence[str] | str | None, mo
             ImageFolder's folder, whose subfolders torchvision orders by name. None leaves the teacher as it is.
         model_name: For messages.
 
+    Returns:
+        What each class was before, where their order has changed; see `keep_order`.
+
     Raises:
         SFTeacherError: The data has other classes, there are no names to compare, or the classifier is not one with a
             row for each class.
@@ -32,7 +37,7 @@ def follow_label_names(teacher: Any, label_names: Sequence[str] | str | None, mo
     if label_names is None:
         logger.info(f'Teacher `{model_name}`: whether its classes have the order of the data\'s labels cannot be '
                     f'checked without {"label_names" if known else "names of its classes"}')
-        return
+        return None
     names = _read(label_names)
     if not known:
         raise SFTeacherError(f'teacher {model_name!r} holds no names of its classes, so their order cannot be compared '
@@ -41,12 +46,46 @@ def follow_label_names(teacher: Any, label_names: Sequence[str] | str | None, mo
         mine, yours = ([n for n in left if n not in set(right)] for left, right in ((known, names), (names, known)))
         raise SFTeacherError(f'teacher {model_name!r} has other classes: {len(known)}, among them {mine[:3]}, against '
                              f'{len(names)}, among them {yours[:3]}. Give the data that it was trained on')
-    if known != names:
-        _reorder(teacher, [known.index(name) for name in names], model_name)
-        teacher.pretrained_cfg = {**teacher.pretrained_cfg, 'label_names': names}
-        moved = next(i for i, name in enumerate(names) if name != known[i])
-        logger.info(f'Teacher `{model_name}`: its logits were put into the order of label_names; class {moved} was '
-                    f'{known[moved]!r} and is {names[moved]!r}')
+    if known == names:
+        return None
+    order = [known.index(name) for name in names]
+    _reorder(teacher, order, model_name)
+    keep_order(teacher, order, model_name)
+    teacher.pretrained_cfg = {**teacher.pretrained_cfg, 'label_names': names}
+    moved = next(i for i, name in enumerate(names) if name != known[i])
+    logger.info(f'Teacher `{model_name}`: its logits were put into the order of label_names; class {moved} was '
+                f'{known[moved]!r} and is {names[moved]!r}')
+    return order
+
+
+def keep_order(model: nn.Module, order: Sequence[int], model_name: str) -> None:
+    """Refuse from now on to load the weights with the classes as they were, as ``src_ckpt`` would after the building.
+
+    Args:
+        model: The teacher, with its classes in their new order.
+        order: What each class was before.
+        model_name: For messages.
+    """
+    back = torch.tensor(order).argsort()
+    model.register_load_state_dict_pre_hook(partial(_refuse_other_order, back=back, model_name=model_name))
+
+
+def _refuse_other_order(
+        model: nn.Module,
+        state: Mapping[str, torch.Tensor],
+        prefix: str,
+        *_: Any,
+        back: torch.Tensor,
+        model_name: str,
+) -> None:
+    for name, parameter in model.named_parameters():
+        given = state.get(prefix + name)
+        if given is None or given.shape != parameter.shape or parameter.shape[:1] != back.shape:
+            continue
+        given = given.to(parameter.device)
+        if torch.equal(given, parameter[back.to(parameter.device)]) and not torch.equal(given, parameter):
+            raise SFTeacherError(f'these weights (src_ckpt?) would put the classes of teacher {model_name!r} back into '
+                                 f'the order that label_names changed: leave src_ckpt out, model_name has the weights')
 
 
 def _read(label_names: Sequence[str] | str) -> list[str]:

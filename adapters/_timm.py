@@ -1,4 +1,5 @@
 """Models for every adapter: built by timm, and never a teacher with random weights."""
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from sf_teacher import SFTeacherError, check_folder
 
 LOCAL = 'local-dir:'
+_logger = logging.getLogger(__name__)
 
 
 def build_teacher(
@@ -132,6 +134,9 @@ class FeatureTeacher(nn.Module):
         super().__init__()
         model: Any = build_teacher(f'{LOCAL}{folder}', num_classes=num_classes)
         self.model, count = model, len(model.feature_info)
+        data = timm.data.resolve_model_data_config(model)
+        _logger.warning('the teacher in %s was made for images of size %s normalised with mean %s and std %s: give it '
+                        'the same', folder, data['input_size'], data['mean'], data['std'])
         self.stages = list(range(count)) if stages is None else list(stages)
         if not self.stages or self.stages != sorted(set(self.stages)) or self.stages[-1] >= count or self.stages[0] < 0:
             raise SFTeacherError(f'stages={self.stages} of {folder}: give increasing indices in 0..{count - 1}')

@@ -9,7 +9,7 @@ from torch import nn
 from sf_teacher import SFTeacherError
 from sf_teacher.exporting.torchvision_format import torchvision_model
 
-from ._label_names import follow_label_names
+from ._label_names import follow_label_names, keep_order
 from ._timm import LOCAL, build_teacher
 
 
@@ -36,16 +36,19 @@ def build_torchvision_teacher(
         raise SFTeacherError(f'model_name {model_name!r}: give \'{LOCAL}FOLDER\', a folder that `sf-teacher export` '
                              f'wrote. torchvision\'s own weights come under torchvision\'s own key')
     teacher: Any = build_teacher(model_name, num_classes=num_classes)
-    follow_label_names(teacher, label_names, model_name)
+    order = follow_label_names(teacher, label_names, model_name)
     arch = teacher.pretrained_cfg['architecture']
     inputs = torch.randn(2, *timm.data.resolve_model_data_config(teacher)['input_size'],
                          generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits = teacher(inputs)
     try:
-        return torchvision_model(arch, teacher.state_dict(), inputs, logits)
+        model = torchvision_model(arch, teacher.state_dict(), inputs, logits)
     except SFTeacherError as error:
         raise SFTeacherError(
             f'model_name {model_name!r}: torchvision has no model that computes what this {arch} computes. Use the '
             f'key \'sf_teacher.timm_teacher\', and name its modules as `sf-teacher inspect {arch} --hooks` shows them '
             f'({error})') from error
+    if order is not None:
+        keep_order(model, order, model_name)
+    return model

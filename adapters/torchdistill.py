@@ -74,7 +74,7 @@ def timm_teacher(
         SFTeacherError: There are no weights, they are not this model's, or its classes are others.
 
     .. code-block:: YAML
-       :caption: An exported teacher; ``src_ckpt`` is not needed.
+       :caption: An exported teacher; leave ``src_ckpt`` out.
 
         teacher_model:
           key: 'sf_teacher.timm_teacher'

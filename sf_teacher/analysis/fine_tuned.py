@@ -59,5 +59,6 @@ def _run(config: ReportRun, baseline: str, method: str, images: str) -> TeacherR
         student=(config.student,), student_kwargs={**pretrained, **config.model_kwargs})
     run = TeacherRun(**{name: value for name, value in common.items() if name not in _OWN}, **branch, method=method,
                      teacher=f'local-dir:{exported_folder(baseline)}', lr=config.fine_tune_lr)
-    key = digest({name: getattr(run, name) for name in run.decisive()}, stamp(baseline), images)[:8]
+    settings_of = {name: getattr(run, name) for name in run.decisive()}
+    key = digest(settings_of, stamp(baseline), stamp(config.student), images)[:8]
     return replace(run, output=str(Path(config.output) / 'fine_tuned' / f'{method}-{key}'))

@@ -17,7 +17,7 @@ from torch import nn
 from ..data.datasets import Data
 from ..data.fingerprint import fingerprint
 from ..errors import SFTeacherError
-from ..exporting.verify import exported_folder
+from ..exporting.verify import LOCAL, exported_folder
 from ..files import write_atomically
 from ..functional import calibration_error, entropy, kl_divergence, linear_cka, top1
 from ..split.pairing import default_boundaries, pair_boundaries
@@ -32,7 +32,7 @@ from .settings import ReportRun
 
 _logger = logging.getLogger(__name__)
 
-FORMAT = 2      # of a pilot's file: an older one says less
+FORMAT = 3      # of a pilot's file: an older one says less
 FEWEST = 4      # validation images, two for each half
 _MEASURED = ('seed', 'student_top1', 'student_right', 'selection_top1', 'report_top1', 'report_right')
 _BESIDE_TEACHER = ('agreement', 'kl', 'cka', 'teacher')
@@ -89,14 +89,22 @@ class Pilots:
         """
         path = self.folder / f'{self._key(candidate, epochs, seed)}.json'
         needed = _MEASURED + (_BESIDE_TEACHER if candidate.folder else ())
-        row = remembered(path, lambda: {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))}, needed)
+
+        def make() -> dict[str, Any]:
+            try:
+                return {'seed': seed, **self._measured(self._plan(candidate, epochs, seed))}
+            except SFTeacherError as error:
+                whose = f'of {candidate.folder} at T = {candidate.temperature:g}' if candidate.folder else 'alone'
+                raise SFTeacherError(f'the student {whose}, {epochs} epochs, seed {seed}: {error}') from error
+        row = remembered(path, make, needed)
         self._took[path] = row['seconds']
         return row
 
     def _key(self, candidate: Candidate, epochs: int, seed: int) -> str:
         settings = {name: getattr(self.settings, name) for name in self.settings.decisive()}
         weights = stamp(candidate.folder or self.like)
-        return digest(FORMAT, asdict(candidate), epochs, seed, weights, settings, self.images)[:16]
+        start = stamp(self.settings.student)
+        return digest(FORMAT, asdict(candidate), epochs, seed, weights, start, settings, self.images)[:16]
 
     def _plan(self, candidate: Candidate, epochs: int, seed: int) -> Plan:
         settings = replace(shortened(self.settings, epochs), seed=seed)
@@ -185,7 +193,9 @@ def digest(*values: Any) -> str:
 
 
 def stamp(folder: str) -> list[int] | None:
-    """What tells an exported folder's weights from others that take their place."""
+    """What tells an exported folder's weights from others that take their place; None of a timm name."""
+    if ':' in folder and not folder.lower().startswith(LOCAL):
+        return None
     weights = exported_folder(folder) / 'model.safetensors'
     return [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
 

@@ -157,7 +157,13 @@ def _check(config: ReportRun, folders: Sequence[str]) -> list[Any]:
         raise SFTeacherError('a report is made by one process: start it without torchrun')
     matplotlib_pyplot()
     models = (load_teacher(f, 'baseline' if f == config.baseline else 'teachers') for f in folders)
-    sizes = [resolve_data_config({}, model=model)['input_size'] for model in models]
+    seen = [resolve_data_config({}, model=model) for model in models]
+    for name in ('mean', 'std', 'interpolation', *(() if config.kept_in_memory else ('crop_pct',))):
+        if not getattr(config, name) and len(values := {str(each[name]) for each in seen}) > 1:
+            _logger.warning('the teachers were exported for images of another %s (%s), and their students get them '
+                            'so: to compare them on the same ones give %s', name, ', '.join(sorted(values)),
+                            setting(name))
+    sizes = [each['input_size'] for each in seen]
     if config.input_size is None and len({tuple(size) for size in sizes}) > 1:
         raise SFTeacherError(f'the teachers were exported for images of {" and ".join(map(str, sizes))}: their '
                              f'students would not be comparable; give {setting("input_size")}, one for all')

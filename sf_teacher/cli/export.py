@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError, SFTeacherError
+
+_logger = logging.getLogger(__name__)
 
 HELP = 'turn a checkpoint into a verified folder'
 EXAMPLE = 'sf-teacher export model_best.pth.tar exported/resnet50 --model resnet50 --num-classes 100'
@@ -59,10 +63,11 @@ def run(args: argparse.Namespace) -> None:
     except Exception as e:
         raise SFTeacherError(f'{args.model or args.factory} cannot be built: {type(e).__name__}: {e}') from e
     load_checkpoint(model, Path(args.checkpoint), args.prefix)
+    known = _of_run(Path(args.checkpoint).parent, model)
+    told = {name: getattr(args, name) or known.get(name) for name in ('input_size', 'mean', 'std', 'class_names')}
     folder = export(
-        model, args.folder, factory=args.factory, model_args=args.model_args if args.factory else None,
-        input_size=args.input_size, mean=args.mean, std=args.std, class_names=args.class_names, metadata=args.metadata,
-        overwrite=args.overwrite, format=args.format, layout=args.layout)
+        model, args.folder, factory=args.factory, model_args=args.model_args if args.factory else None, **told,
+        metadata=args.metadata, overwrite=args.overwrite, format=args.format, layout=args.layout)
     if args.layout:
         print(f'{folder}: exported and verified; {args.layout} loads {folder / ZOO} as it is')
         return
@@ -71,6 +76,31 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f'{folder}: exported and verified. In torchdistill ({TORCHDISTILL} in the folder):\n')
     print((folder / TORCHDISTILL).read_text(encoding='utf-8').replace(portable_path(folder), str(folder)))
+
+
+def _of_run(folder: Path, model: Any) -> dict[str, Any]:
+    """What the run in a checkpoint's folder, if it is one of ours, knows of its images, and of its classes.
+
+    The crop and the interpolation go into the model's configuration, from which `export` takes them.
+    """
+    from ..exporting.reload import CONFIG as EXPORTED
+    from ..training.run_folder import CONFIG
+    from ..training.settings_file import read_yaml
+    run: dict[str, Any] = {}
+    with suppress(SettingError):        # there is none, or it is not ours
+        run = read_yaml(folder / CONFIG)
+    known = {name: run.get(name) for name in ('input_size', 'mean', 'std')}
+    if not any(known.values()):
+        return {}
+    _logger.info('size, mean, deviation and crop are those of %s, where no flag says otherwise', folder / CONFIG)
+    in_memory = run.get('in_memory') or run.get('data') == 'digits'
+    crop = {'crop_pct': 1., 'crop_mode': 'center'} if in_memory else {'crop_pct': run.get('crop_pct')}
+    facts = {**crop, 'interpolation': run.get('interpolation')}
+    model.pretrained_cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **{k: v for k, v in facts.items() if v}}
+    for name in ('teacher', 'student'):
+        with suppress(OSError, ValueError, KeyError):    # it has exported none, or not yet
+            known['class_names'] = json.loads((folder / name / EXPORTED).read_text(encoding='utf-8'))['label_names']
+    return known
 
 
 def _json_object(text: str) -> dict[str, Any]:

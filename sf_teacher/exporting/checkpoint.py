@@ -1,6 +1,7 @@
 """A checkpoint of whatever trained the teacher, read without executing anything in it, into the plain model."""
 import argparse
 import logging
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from ..errors import SFTeacherError, first_line
 _logger = logging.getLogger(__name__)
 
 # where trainers put the weights, averaged ones first
-_CONTAINERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'model_state_dict', 'module', 'net')
+_CONTAINERS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'state_dict', 'model', 'model_state_dict',
+               'module', 'net')
 _WRAPPERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')     # inside of keys
 _COUNTER = 'num_batches_tracked'    # in batch norm's state since torch 0.4.1, and not in that of frozen batch norm
 
@@ -88,7 +90,7 @@ def _clean(checkpoint: Any, path: Path) -> dict[str, torch.Tensor]:
     """The mapping of names to tensors that a checkpoint holds, without what wrappers add inside of names."""
     state = checkpoint
     if isinstance(state, Mapping):
-        state = next((state[name] for name in _CONTAINERS if isinstance(state.get(name), Mapping)), state)
+        state = next((state[name] for name in _CONTAINERS if _holds_tensors(state.get(name))), state)
     items = state if isinstance(state, Mapping) else {}
     tensors = {name: tensor for name, tensor in items.items() if isinstance(tensor, torch.Tensor)}
     if not tensors:
@@ -103,6 +105,10 @@ def _clean(checkpoint: Any, path: Path) -> dict[str, torch.Tensor]:
             name = name.replace(wrapper, '')
         cleaned[name] = tensor
     return cleaned
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(each, torch.Tensor) for each in value.values())
 
 
 def check_plain(name: str, tensor: torch.Tensor) -> None:
@@ -133,7 +139,7 @@ def _choose_prefix(state: Collection[str], wanted: Collection[str], prefix: str 
     complete = [p for p in sorted(candidates) if all(p + name in state for name in needed)]
     if '' in complete:
         return ''
-    averaged = [p for p in complete if 'ema' in p or 'averaged' in p]
+    averaged = [p for p in complete if {'ema', 'averaged'} & set(re.split(r'[._]', p))]
     chosen = averaged if len(averaged) == 1 else complete
     if len(chosen) > 1:
         raise SFTeacherError(f'{path} holds {len(chosen)} such models, under {", ".join(map(repr, chosen))}: say which '

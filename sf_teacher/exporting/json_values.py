@@ -15,7 +15,7 @@ def metadata(value: Any) -> dict[str, Any]:
 
 
 _PATH = re.compile(     # a separator that no relative path, URL or tag has before it, and the last part of what follows
-    r'(?<![\w./<])(?:file://)?(?:~[\w.-]*|[A-Za-z]:|/(?!/))(?:[^\s<>\'",;/\\]*[/\\])*([^\s<>\'",;/\\]*)')
+    r'(?<![\w./<])(?:file://)?(?:~[\w.-]*|[A-Za-z]:|/(?![/\s]|$))(?:[^\s<>\'",;/\\]*[/\\])*([^\s<>\'",;/\\]*)')
 
 
 def _without_paths(value: Any) -> Any:

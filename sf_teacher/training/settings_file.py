@@ -43,8 +43,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'), list('-+0123456789'))
+class _Dumper(yaml.SafeDumper):
+    """Writes in quotes the texts that `_Loader` would take for numbers."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$'), list('-+0123456789'))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -77,7 +82,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def in_yaml(value: Any) -> str:
     """A value as one line of YAML."""
     value = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False).removesuffix('...\n').strip()
+    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=1000, sort_keys=False)
+    return text.removesuffix('...\n').strip()
 
 
 def to_yaml(config: Checked, comments: Mapping[str, str] | None = None) -> str:
@@ -103,6 +109,6 @@ def to_yaml(config: Checked, comments: Mapping[str, str] | None = None) -> str:
 
 def changed(config: Checked, values: Mapping[str, Any]) -> list[str]:
     """The settings that differ from those of an earlier run and may not."""
-    now, default = (yaml.safe_load(to_yaml(c)) for c in (config, type(config)()))
+    now, default = (yaml.load(to_yaml(c), _Loader) for c in (config, type(config)()))
     then = {name: values.get(name, default[name]) for name in config.decisive()}    # a run may be older than a setting
     return [f'{name}: {value!r} then, {now[name]!r} now' for name, value in then.items() if value != now[name]]

@@ -1,10 +1,13 @@
 """A teacher in torchdistill whose classes are in another order than the data's."""
 
+import pickle
+
 import pytest
 import timm
 import torch
 from sf_teacher.adapters import torchdistill as adapter
 from torch.utils.data import TensorDataset
+from torchdistill.common.main_util import load_ckpt
 from torchdistill.models.registry import get_model
 
 import sf_teacher
@@ -59,6 +62,20 @@ class TestLabelNames:
         torch.testing.assert_close(mapped(x), plain(x)[:, order])
         assert torch.equal(mapped.fc.weight, plain.fc.weight[order]) and not torch.equal(mapped(x), plain(x))
         assert torch.equal(mapped.conv1.weight, plain.conv1.weight)
+
+    @pytest.mark.parametrize('key', ['sf_teacher.timm_teacher', 'sf_teacher.torchvision_teacher'])
+    def test_weights_in_the_old_order_are_not_loaded_into_the_new_one(self, folder, key, tmp_path):
+        plain, mapped = (get_model(key, model_name=f'local-dir:{folder}', **more) for more in (
+            {}, {'label_names': ['cat', 'dog', 'bus']}))
+        torch.save({'model': plain.state_dict()}, tmp_path / 'teacher.pth')
+        before = {name: value.clone() for name, value in mapped.state_dict().items()}
+        with pytest.raises(SFTeacherError, match=r'put the classes of teacher .* back into the order that label_names '
+                                                 r'changed: leave src_ckpt out'):
+            load_ckpt(str(tmp_path / 'teacher.pth'), model=mapped, strict=True)
+        assert all(torch.equal(value, before[name]) for name, value in mapped.state_dict().items())
+        load_ckpt(str(tmp_path / 'teacher.pth'), model=plain, strict=True)
+        mapped.load_state_dict(before)      # in the new order
+        pickle.loads(pickle.dumps(mapped))
 
     def test_a_student_learns_the_datas_classes(self, folder):
         """The losses are those of the same data, and of the same student, in the teacher's order."""

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ import sf_teacher
 from sf_teacher import SFTeacherError, cli
 from sf_teacher.analysis import halving, pilots
 from sf_teacher.analysis.figures import report_figure
-from sf_teacher.analysis.report import _keep_earlier, report
+from sf_teacher.analysis.report import _check, _keep_earlier, report
 from sf_teacher.analysis.settings import ReportRun
 from sf_teacher.analysis.verdicts import table
 from sf_teacher.data.datasets import load_data
@@ -337,3 +338,37 @@ def test_a_damaged_report_is_kept_under_another_name(tmp_path):
     (tmp_path / 'report.json').write_text('{"student":')
     _keep_earlier(tmp_path, {'student': 'test_resnet'})
     assert not (tmp_path / 'report.json').exists() and (tmp_path / 'report-1.json').read_text() == '{"student":'
+
+
+def test_a_student_that_starts_otherwise_is_piloted_anew(teachers, tmp_path):
+    student = sf_teacher.export(timm.create_model('test_resnet', num_classes=10), tmp_path / 'student',
+                                input_size=(3, 32, 32))
+    settings, data = StudentRun(student=f'local-dir:{student}'), load_data(DataConfig(data='digits'))
+    keys = []
+    for _ in range(2):
+        made = pilots.Pilots(settings, data, None, tmp_path / 'out', teachers[0])
+        keys += [made._key(pilots.Candidate(teachers[0], 4.), 1, 0) for _ in range(2)]
+        sf_teacher.export(timm.create_model('test_resnet', num_classes=10), student, input_size=(3, 32, 32),
+                          overwrite=True)
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_the_pilot_that_fails_is_named(teachers, tmp_path, monkeypatch):
+    def diverge(*args):
+        raise SFTeacherError('the loss is not finite')
+    monkeypatch.setattr('sf_teacher.analysis.pilots.fit', diverge)
+    with pytest.raises(SFTeacherError, match=r'student of \S+standard at T = 4, 1 epochs, seed 42: the loss is not'):
+        report(ReportRun(teachers=(teachers[0],), student='test_resnet', data=str(runs.folder(tmp_path / 'data')),
+                         in_memory=True, batch_size=8, epochs=1, seeds=2, device='cpu', temperatures=(4.,),
+                         output=str(tmp_path / 'out')))
+
+
+def test_teachers_that_see_other_parts_of_an_image_are_warned_of(teachers, tmp_path, caplog):
+    model = timm.create_model('test_resnet', num_classes=4, pretrained_cfg_overlay={'crop_pct': 0.4})
+    other = str(sf_teacher.export(model, tmp_path / 'other', input_size=runs.SIZE))
+    config = ReportRun(teachers=(teachers[0], other), student='test_resnet', output=str(tmp_path / 'out'))
+    _check(config, config.teachers)
+    assert re.search(r'images of another crop_pct \(0\.4, 0\.95\), .* give crop_pct', caplog.text)
+    caplog.clear()
+    _check(replace(config, crop_pct=0.9), config.teachers)
+    assert 'crop_pct' not in caplog.text

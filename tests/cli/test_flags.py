@@ -67,7 +67,8 @@ def test_a_printed_config_is_commented_and_taken_back(command, tmp_path, capsys)
 
 @pytest.mark.parametrize('cls', [TeacherRun, StudentRun])
 def test_yaml_gives_back_the_config(cls, tmp_path):
-    config = cls(teacher='a', student=('b',) if cls is TeacherRun else 'b', input_size=(3, 8, 8), mean=(0.1,), lr=1e-3,
+    config = cls(teacher='a', data='7e10', output='1e5',
+                 student=('b',) if cls is TeacherRun else 'b', input_size=(3, 8, 8), mean=(0.1,), lr=1e-3,
                  model_kwargs={'drop_rate': 0.1})
     (tmp_path / 'c.yaml').write_text(to_yaml(config))
     assert from_dict(cls, read_yaml(tmp_path / 'c.yaml'), 'c') == config

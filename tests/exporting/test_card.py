@@ -26,6 +26,7 @@ from tests.helpers import build
     ('runs/first and 1/2', 'runs/first and 1/2'),
     ('hf-hub:timm/resnet18', 'hf-hub:timm/resnet18'),
     ('CE + 0.5 * KL', 'CE + 0.5 * KL'),
+    ('top1 76.2 / top5 93.1, train / val', 'top1 76.2 / top5 93.1, train / val'),
 ])
 def test_paths_lose_their_folders(given, kept):
     assert metadata({'data': given}) == {'data': kept}

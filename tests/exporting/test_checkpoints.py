@@ -1,6 +1,7 @@
 """Whatever trained in place of the plain model comes home as the plain model, or is refused in words."""
 import argparse
 import copy
+import json
 
 import pytest
 import safetensors.torch
@@ -13,6 +14,7 @@ from sf_teacher import SFTeacherError, cli, wrap
 from sf_teacher.exporting.checkpoint import load_checkpoint
 from sf_teacher.exporting.exporter import export
 from tests.helpers import build, jitter
+from tests.training import training_runs as runs
 
 
 def prefixed(model, prefix):
@@ -53,6 +55,9 @@ FORMS = {
     'AveragedModel': lambda m: averaged(m).state_dict(),
     "torchvision's references": lambda m: {'model': prefixed(jitter(copy.deepcopy(m)), ''),
                                            'model_ema': averaged(m).state_dict()},
+    'under ema': lambda m: {'model': jitter(copy.deepcopy(m)).state_dict(), 'ema': m.state_dict()},
+    'averaged weights not there yet': lambda m: {'model': m.state_dict(), 'model_ema': {}},
+    'net beside a description': lambda m: {'model': {'name': 'test_resnet'}, 'net': m.state_dict()},
     'task': lambda m: wrap(copy.deepcopy(m), 'test_resnet', input_size=(3, 64, 64)).state_dict(),
     'task with EMA': task_with_ema,
     'compiled DDP': lambda m: prefixed(m, '_orig_mod.module.'),
@@ -160,3 +165,26 @@ def test_frozen_batch_norm_is_refused_with_the_remedy(name, tmp_path):
         torch.testing.assert_close(timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(x), frozen(x))
     torch.save(frozen.state_dict(), tmp_path / 'frozen.pth')
     load_checkpoint(build(name), tmp_path / 'frozen.pth')
+
+
+def test_semantic_is_not_the_name_of_an_average(tmp_path):
+    torch.save({**prefixed(build(), 'rgb.'), **prefixed(jitter(build()), 'semantic.')}, tmp_path / 'both.ckpt')
+    with pytest.raises(SFTeacherError, match=r"holds 2 such models, under 'rgb\.', 'semantic\.': say which one"):
+        load_checkpoint(build(), tmp_path / 'both.ckpt')
+
+
+def test_a_checkpoint_of_a_run_is_exported_with_the_images_and_classes_of_the_run(tmp_path):
+    data = runs.folder(tmp_path / 'data')
+    command = ['train', 'test_resnet', '--method', 'none', '--data', str(data), '--input-size', '3', '16', '16',
+               '--mean', '0.3', '--std', '0.2', '--in-memory', '--batch-size', '8', '--epochs', '1', '--device', 'cpu',
+               '--output', str(tmp_path / 'run')]
+    assert cli.main(command) == 0
+    export_it = ['export', str(tmp_path / 'run/checkpoint-00001.pt'), '--model', 'test_resnet', '--num-classes', '4']
+    assert cli.main([*export_it, str(tmp_path / 'again')]) == 0
+    own, again = (json.loads((folder / 'config.json').read_text()) for folder in (
+        tmp_path / 'run/teacher', tmp_path / 'again'))
+    for name in ('input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation'):
+        assert own['pretrained_cfg'][name] == again['pretrained_cfg'][name], name
+    assert own['label_names'] == again['label_names'] and again['pretrained_cfg']['crop_pct'] == 1.
+    assert cli.main([*export_it, str(tmp_path / 'told'), '--mean', '0.4', '--std', '0.1']) == 0
+    assert json.loads((tmp_path / 'told/config.json').read_text())['pretrained_cfg']['mean'] == [0.4] * 3
