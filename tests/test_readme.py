@@ -120,13 +120,16 @@ def test_the_gains_it_quotes_are_those_of_the_pairs_arms_and_columns_it_speaks_o
     found = re.findall(r'([-+]\d+\.\d\d)(?:\spoints)?\s\[([^]]+)\]', said)
     first, second, vit = (f'resnet10t (half width) -> {student}' for student in (
         'test_resnet (half width)', 'test_efficientnet, branch test_resnet', 'test_vit (8 px patches)'))
-    half, drawn = rows('few_labels_in_order'), rows('few_labels')
+    half, drawn, again = (rows(f'few_labels{name}') for name in ('_in_order', '', '_again'))
+    elsewhere = f'{first}, other classes'
     expected = [drawn[first, 'SFTN, cutmix'][8],
+                again[elsewhere, 'SFTN'][8], over(again[elsewhere, 'SFTN, cutmix'], 'standard, cutmix'),
+                again[elsewhere, 'SFTN, cutmix'][8],
                 *(over(drawn[first, arm], control) for arm, control in (
                     ('SFTN', 'standard, same compute'), ('SFTN, cutmix', 'standard, cutmix, same compute'))),
                 drawn[first, 'deep supervision only (kl_weight 0)'][8],
                 *(half[pair, 'SFTN'][8] for pair in (first, second, vit, FROM_VIT)),
-                *(rows(f'few_labels_in_order_{labels}')[first, 'SFTN'][8] for labels in (25, 100))]
+                rows('few_labels_in_order_100')[first, 'SFTN'][8]]
     assert found == [gain(cell) for cell in expected]
 
 
@@ -174,6 +177,8 @@ def test_the_verdicts_on_test_images_are_those_that_it_speaks_of():
     fewer = verdicts('few_labels_in_order_25')
     assert fewer[first, 'SFTN'] == fewer[first, 'deep supervision only (kl_weight 0)'] == 'gain'
     assert verdicts('few_labels_in_order_100')[first, 'SFTN'] == 'no gain'
+    again = verdicts('few_labels_again')
+    assert {again[f'{first}, other classes', arm] for arm in ('SFTN', 'standard, cutmix', 'SFTN, cutmix')} == {'gain'}
     drawn = verdicts('few_labels')
     assert drawn[first, 'SFTN'] == drawn[first, 'standard, cutmix'] == 'gain'
     assert all(over(rows('few_labels')[first, 'SFTN, cutmix'], f'standard, cutmix{more}').endswith('] gain')
