@@ -16,10 +16,10 @@ import torch
 from beside import HALFWAY, Clock, machine, resolved
 from gains import RIGHT, packed
 from images import Counted, Images, Remembered, Split, teacher_logits
-from models import Models
 from nets import MEAN, STD
 from protocol import Run
 from runs import ORIGINS, needed
+from tasks import Models
 from timm.task import LogitDistillationTask, TrainingTask
 from torch import nn
 

@@ -16,7 +16,7 @@ def modules():
     sys.path.insert(0, str(FOLDER))
     try:
         yield {name: importlib.import_module(name)
-               for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'models', 'worker', 'results',
+               for name in ('protocol', 'plan', 'images', 'nets', 'rivals', 'scheduler', 'tasks', 'worker', 'results',
                             'chosen', 'gains', 'regret', 'runs', 'tables', 'kinds')}
     finally:
         sys.path.remove(str(FOLDER))

@@ -51,7 +51,7 @@ def test_a_method_with_a_trained_student_gets_that_of_its_guide(modules, tiny, t
     assert standard.settings['model'] == protocol.pairs['by name'].teacher
     assert guide.settings['model'] == protocol.pairs['by name'].student
     worker = modules['worker'].Worker(None, tmp_path, tmp_path, 'cpu')
-    known = {run.key: modules['models'].build(run.settings['model'], 5, 3) for run in (standard, guide)}
+    known = {run.key: modules['tasks'].build(run.settings['model'], 5, 3) for run in (standard, guide)}
     monkeypatch.setattr(worker.models, 'teacher', known.__getitem__)
     task = worker.models.task(aid, 3)
     for mine, run in ((task.teacher, standard), (task.branches.student, guide)):
@@ -60,9 +60,9 @@ def test_a_method_with_a_trained_student_gets_that_of_its_guide(modules, tiny, t
     for name, run in (('standard', standard), ('guide', guide)):
         folder = tmp_path / run.key / 'teacher'
         folder.mkdir(parents=True)
-        (folder / modules['models'].TEACHER).write_bytes(name.encode())
+        (folder / modules['tasks'].TEACHER).write_bytes(name.encode())
     other = worker.folder(aid)
-    (tmp_path / guide.key / 'teacher' / modules['models'].TEACHER).write_bytes(b'another')
+    (tmp_path / guide.key / 'teacher' / modules['tasks'].TEACHER).write_bytes(b'another')
     assert worker.folder(aid) != other      # its checkpoints belong to these weights
 
 
