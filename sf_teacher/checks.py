@@ -104,13 +104,19 @@ def check_classes(student: nn.Module, classes: int, num_classes: int) -> None:
                              f'give one that was trained on the same data')
 
 
+def classes_of_weights(model: Any) -> int:
+    """Classes of the weights that timm built a model from; the model's own where its configuration does not say."""
+    classes: int = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes', model.num_classes)
+    return classes
+
+
 def check_classifier(model: Any, role: str, name: str) -> None:
     """Refuse a model whose pretrained weights are of other classes: timm made up a classifier for it.
 
     Raises:
         SFTeacherError: Says for how many classes there are weights.
     """
-    known = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes', model.num_classes)
+    known = classes_of_weights(model)
     if known != model.num_classes:
         has = f'have {known} classes' if known else 'have no classifier'
         raise SFTeacherError(f'the weights of {name!r} (given as {role}) {has}, and {model.num_classes} are needed: '

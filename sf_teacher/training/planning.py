@@ -12,7 +12,7 @@ from timm.task import ClassificationTask, TrainingTask
 from timm.utils import random_seed
 from torch import nn
 
-from ..checks import check_forward
+from ..checks import check_forward, classes_of_weights
 from ..data.classes import check_same_classes
 from ..data.datasets import Data, load_data
 from ..data.loaders import create_loaders, flip_probability
@@ -174,16 +174,16 @@ def _set_data_config(model: nn.Module, **facts: Any) -> None:
 def _channels(config: TeacherRun) -> int:
     """Of the images, where no size is given: what the teacher is built for."""
     known = 3
-    if config.teacher.lower().startswith(LOCAL):
-        known = (check_folder(config.teacher).get('pretrained_cfg', {}).get('input_size') or (known,))[0]
+    if config.teacher.lower().startswith(LOCAL):    # its weights are checked when it is built
+        known = (check_folder(config.teacher, files=()).get('pretrained_cfg', {}).get('input_size') or (known,))[0]
     return int(config.model_kwargs.get('in_chans', known))
 
 
 def _check_same_classes(data: Data, model: nn.Module, whose: str) -> None:
     """Refuse trained weights of other classes than the data's, as far as names are known."""
-    weights_of = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes', data.num_classes)
-    if weights_of != data.num_classes:
-        _logger.warning('%s has %s classes and the data %d: its classifier is a new one', whose, weights_of,
+    known = classes_of_weights(model)
+    if known != data.num_classes:
+        _logger.warning('%s has %s classes and the data %d: its classifier is a new one', whose, known,
                         data.num_classes)
     else:
         check_same_classes(data.class_names, class_names_of(model), whose)
