@@ -82,7 +82,7 @@ def test_killed_at_any_moment_even_in_mid_write_it_resumes_to_the_same_end(event
 @pytest.mark.parametrize('seed', range(3))
 def test_killed_from_outside_at_a_random_time_it_resumes_to_the_same_end(seed, straight, tmp_path):
     output = tmp_path / 'run'
-    process = runs.run(runs.train, output, 'plain')
+    process = runs.run(runs.train, output, 'plain', wait_after=4)       # however fast the machine, it is still there
     while not (output / 'checkpoint-00000.pt').exists() and process.is_alive():
         time.sleep(0.001)
     time.sleep(random.Random(seed).uniform(0., 0.3))

@@ -27,7 +27,7 @@ def slow_to_evaluate(tmp_path_factory):
     """Few images to train on, many to validate on."""
     root = runs.folder(tmp_path_factory.mktemp('data'), count=8)
     for path in sorted((root / 'validation').rglob('*.png')):
-        for i in range(40):
+        for i in range(100):
             os.link(path, path.with_name(f'{path.stem}-{i}.png'))
     return root
 

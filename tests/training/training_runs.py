@@ -2,6 +2,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,9 @@ def settings(output: Path | str = '', **kwargs: Any) -> TrainConfig:
                           'warmup_epochs': int(kwargs.get('epochs', 4) > 1), **ema, **kwargs})
 
 
-def train(output: Path | str, kind: str = 'teacher', data: str = '', die_after: int = 0,
+def train(output: Path | str, kind: str = 'teacher', data: str = '', die_after: int = 0, wait_after: int = 0,
           **kwargs: Any) -> list[dict[str, Any]]:
-    """A complete run, as a process of its own or in this one; dies of SIGKILL after so many epochs, if any."""
+    """A complete run, as a process of its own or in this one; dies of SIGKILL, or waits, after so many epochs."""
     torch.set_num_threads(1)
     config = settings(output, **({'mixup': 0.} if needs_index(kind) else {}), **kwargs)
     if data:
@@ -106,6 +107,8 @@ def train(output: Path | str, kind: str = 'teacher', data: str = '', die_after: 
     def die(row: dict[str, Any]) -> None:
         if row['epoch'] + 1 == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if row['epoch'] + 1 == wait_after:
+            time.sleep(600)
     return training.fit(task(kind), *pair, config, die)
 
 
