@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -12,17 +11,16 @@ from typing import Any
 
 from ..errors import SettingError, SFTeacherError
 
-_logger = logging.getLogger(__name__)
-
 HELP = 'turn a checkpoint into a verified folder'
-EXAMPLE = 'sf-teacher export model_best.pth.tar exported/resnet50 --model resnet50 --num-classes 100'
+EXAMPLE = 'sf-teacher export my_resnet50.pth exported/resnet50 --model resnet50 --num-classes 100'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help="of timm's train script, ours, Lightning, a wrapped or averaged model, or a "
                         'state_dict; EMA weights go first')
     parser.add_argument('folder', help='where to')
-    parser.add_argument('--model', metavar='NAME', help="timm's name of the architecture")
+    parser.add_argument('--model', metavar='NAME', help="timm's name of the architecture; it and all that follows are "
+                        'by default what the checkpoint says, or the settings beside it')
     parser.add_argument('--num-classes', type=int, metavar='N', help='with --model')
     parser.add_argument('--factory', metavar='MODULE:FUNCTION', help='instead of --model: builds the teacher')
     parser.add_argument('--prefix', metavar='P', help="of the teacher's names, if the checkpoint holds several models")
@@ -30,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--mean', type=float, nargs='+', metavar='M', help='what its images were normalised with')
     parser.add_argument('--std', type=float, nargs='+', metavar='S',
                         help='standard deviation that its images were divided by')
+    parser.add_argument('--interpolation', metavar='NAME', help='how its images were resized for validation')
+    parser.add_argument('--crop-pct', type=float, metavar='F', help='share of the side that was cropped for validation')
     parser.add_argument('--model-args', type=_json_object, default={}, metavar='JSON',
                         help='for timm.create_model or the factory')
     parser.add_argument('--class-names', nargs='+', metavar='NAME',
@@ -43,28 +43,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import timm
-
     from ..exporting.card import portable_path
-    from ..exporting.checkpoint import load_checkpoint
+    from ..exporting.checkpoint import load_weights, read_file
     from ..exporting.exporter import export
-    from ..exporting.reload import ZOO, import_factory
+    from ..exporting.recorded import IMAGES, recorded
+    from ..exporting.reload import ZOO
     from ..exporting.writer import TORCHDISTILL
 
-    if (args.model is None) == (args.factory is None) or (args.model is not None and args.num_classes is None):
-        raise SettingError('export needs --model with --num-classes for a model that timm builds by name, or '
-                             '--factory MODULE:FUNCTION for another')
-    try:
-        if args.factory is None:
-            model = timm.create_model(args.model, num_classes=args.num_classes, **args.model_args)
-        else:
-            sys.path.insert(0, os.getcwd())     # as `python -m` does
-            model = import_factory(args.factory, args.model_args)
-    except Exception as e:
-        raise SFTeacherError(f'{args.model or args.factory} cannot be built: {type(e).__name__}: {e}') from e
-    load_checkpoint(model, Path(args.checkpoint), args.prefix)
-    known = _of_run(Path(args.checkpoint).parent, model)
-    told = {name: getattr(args, name) or known.get(name) for name in ('input_size', 'mean', 'std', 'class_names')}
+    if args.model is not None and args.factory is not None:
+        raise SettingError('export takes --model, for a model that timm builds by name, or --factory MODULE:FUNCTION '
+                           'for another, and not both')
+    path = Path(args.checkpoint)
+    checkpoint = read_file(path)
+    inside = recorded(checkpoint, path)
+    known = {**_of_run(path.parent), **inside}
+    told = {name: value for name in (*IMAGES, 'class_names') if (value := getattr(args, name, None) or known.get(name))}
+    if taken := [name for name in known if not getattr(args, name, None)]:
+        print('as the checkpoint says, or the settings beside it: ' + ', '.join(
+            f'{name} {len(known[name]) if name == "class_names" else known[name]}' for name in taken))
+    model = _build(args, known, None if 'model_args' in inside else told.get('input_size'))
+    load_weights(model, checkpoint, path, args.prefix)
+    config = {name: told.pop(name) for name in ('interpolation', 'crop_pct', 'crop_mode') if name in told}
+    if config:      # from where `export` takes them
+        model.pretrained_cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **config}
     folder = export(
         model, args.folder, factory=args.factory, model_args=args.model_args if args.factory else None, **told,
         metadata=args.metadata, overwrite=args.overwrite, format=args.format, layout=args.layout)
@@ -78,29 +79,45 @@ def run(args: argparse.Namespace) -> None:
     print((folder / TORCHDISTILL).read_text(encoding='utf-8').replace(portable_path(folder), str(folder)))
 
 
-def _of_run(folder: Path, model: Any) -> dict[str, Any]:
-    """What the run in a checkpoint's folder, if it is one of ours, knows of its images, and of its classes.
+def _build(args: argparse.Namespace, known: dict[str, Any], input_size: Any) -> Any:
+    """The plain model that the weights go into, by the flags or by what is known of it."""
+    from ..exporting.reload import import_factory
+    from ..factory import create_model
+    if args.factory is not None:
+        sys.path.insert(0, os.getcwd())     # as `python -m` does
+        try:
+            return import_factory(args.factory, args.model_args)
+        except Exception as e:
+            raise SFTeacherError(f'{args.factory} cannot be built: {type(e).__name__}: {e}') from e
+    name = args.model or known.get('model')
+    same = name is not None and name.split('.')[0] == str(known.get('model')).split('.')[0]
+    num_classes = args.num_classes or (known.get('num_classes') if same else None)
+    if name is None or num_classes is None:
+        raise SettingError(f'{args.checkpoint} does not say which model it holds: give --model with --num-classes for '
+                           f'one that timm builds by name, or --factory MODULE:FUNCTION for another')
+    model_args = {**(known.get('model_args', {}) if same else {}), **args.model_args}
+    return create_model(name, 'teacher', num_classes, input_size, model_args)
 
-    The crop and the interpolation go into the model's configuration, from which `export` takes them.
-    """
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    """What the run in a checkpoint's folder, if it is one of ours, knows of its model, its images and its classes."""
+    from ..data.settings import DataConfig
     from ..exporting.reload import CONFIG as EXPORTED
     from ..training.run_folder import CONFIG
     from ..training.settings_file import read_yaml
     run: dict[str, Any] = {}
     with suppress(SettingError):        # there is none, or it is not ours
         run = read_yaml(folder / CONFIG)
-    known = {name: run.get(name) for name in ('input_size', 'mean', 'std')}
-    if not any(known.values()):
+    if not {'input_size', 'mean', 'std', 'num_classes'} <= run.keys():
         return {}
-    _logger.info('size, mean, deviation and crop are those of %s, where no flag says otherwise', folder / CONFIG)
-    in_memory = run.get('in_memory') or run.get('data') == 'digits'
-    crop = {'crop_pct': 1., 'crop_mode': 'center'} if in_memory else {'crop_pct': run.get('crop_pct')}
-    facts = {**crop, 'interpolation': run.get('interpolation')}
-    model.pretrained_cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **{k: v for k, v in facts.items() if v}}
-    for name in ('teacher', 'student'):
-        with suppress(OSError, ValueError, KeyError):    # it has exported none, or not yet
-            known['class_names'] = json.loads((folder / name / EXPORTED).read_text(encoding='utf-8'))['label_names']
-    return known
+    in_memory = DataConfig(**{name: run[name] for name in ('data', 'in_memory') if name in run}).kept_in_memory
+    known = {name: run.get(name) for name in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes')}
+    known |= {'crop_pct': 1., 'crop_mode': 'center'} if in_memory else {}
+    role = 'student' if isinstance(run.get('student'), str) else 'teacher'      # of a teacher, students are several
+    known |= {'model': run.get(role), 'model_args': run.get('model_kwargs', {})}
+    with suppress(OSError, ValueError, KeyError):       # it has exported none, or not yet
+        known['class_names'] = json.loads((folder / role / EXPORTED).read_text(encoding='utf-8'))['label_names']
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -37,7 +37,12 @@ def load_checkpoint(model: nn.Module, path: Path, prefix: str | None = None) -> 
     Raises:
         SFTeacherError: It cannot be read, or holds another model, or several; `model` has not been changed.
     """
-    state = _clean(_read(path), path)
+    load_weights(model, read_file(path), path, prefix)
+
+
+def load_weights(model: nn.Module, checkpoint: Any, path: Path, prefix: str | None = None) -> None:
+    """`load_checkpoint` of what `read_file` gave; `path` is for messages."""
+    state = _clean(checkpoint, path)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
     chosen = _choose_prefix(state, wanted, prefix, path)
     found = {name.removeprefix(chosen): tensor for name, tensor in state.items() if name.startswith(chosen)}
@@ -47,7 +52,12 @@ def load_checkpoint(model: nn.Module, path: Path, prefix: str | None = None) -> 
     model.load_state_dict(found)
 
 
-def _read(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """What `torch.save` or safetensors wrote, of tensors, plain values and timm's arguments only.
+
+    Raises:
+        SFTeacherError: There is no such file, it is damaged, or holds anything else.
+    """
     if path.is_dir():
         raise SFTeacherError(f'{path} is a folder. If it is a sharded checkpoint, make one file of it first: torch.'
                              f'distributed.checkpoint.format_utils.dcp_to_torch_save({str(path)!r}, FILE)')

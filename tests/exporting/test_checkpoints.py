@@ -2,6 +2,8 @@
 import argparse
 import copy
 import json
+import re
+import shutil
 
 import pytest
 import safetensors.torch
@@ -13,6 +15,7 @@ from torch import nn
 from sf_teacher import SFTeacherError, cli, wrap
 from sf_teacher.exporting.checkpoint import load_checkpoint
 from sf_teacher.exporting.exporter import export
+from tests.exporting.folders import SIZE
 from tests.helpers import build, jitter
 from tests.training import training_runs as runs
 
@@ -179,7 +182,7 @@ def test_a_checkpoint_of_a_run_is_exported_with_the_images_and_classes_of_the_ru
                '--mean', '0.3', '--std', '0.2', '--in-memory', '--batch-size', '8', '--epochs', '1', '--device', 'cpu',
                '--output', str(tmp_path / 'run')]
     assert cli.main(command) == 0
-    export_it = ['export', str(tmp_path / 'run/checkpoint-00001.pt'), '--model', 'test_resnet', '--num-classes', '4']
+    export_it = ['export', str(tmp_path / 'run/checkpoint-00001.pt')]
     assert cli.main([*export_it, str(tmp_path / 'again')]) == 0
     own, again = (json.loads((folder / 'config.json').read_text()) for folder in (
         tmp_path / 'run/teacher', tmp_path / 'again'))
@@ -188,3 +191,96 @@ def test_a_checkpoint_of_a_run_is_exported_with_the_images_and_classes_of_the_ru
     assert own['label_names'] == again['label_names'] and again['pretrained_cfg']['crop_pct'] == 1.
     assert cli.main([*export_it, str(tmp_path / 'told'), '--mean', '0.4', '--std', '0.1']) == 0
     assert json.loads((tmp_path / 'told/config.json').read_text())['pretrained_cfg']['mean'] == [0.4] * 3
+
+
+def of_train_script(path, net, **args):
+    """A checkpoint as timm's train script writes it, of the arguments that matter here."""
+    args = {'num_classes': None, 'model_kwargs': {}, 'crop_pct': None, 'mean': None, 'std': None, 'gp': None,
+            'img_size': None, 'input_size': None, 'in_chans': None, 'interpolation': '', 'bn_momentum': None,
+            'bn_eps': None, 'lr': 0.1, **args}
+    torch.save({'epoch': 3, 'arch': args['model'], 'state_dict': net.state_dict(),
+                'args': argparse.Namespace(**args)}, path)
+    return str(path)
+
+
+def exported_config(folder):
+    return json.loads((folder / 'config.json').read_text())
+
+
+def test_the_arguments_of_timms_train_script_say_the_model_and_its_images(tmp_path):
+    model = jitter(timm.create_model('test_efficientnet', num_classes=5, in_chans=1, global_pool='max', bn_eps=0.1))
+    path = of_train_script(tmp_path / 'model_best.pth.tar', model, model='test_efficientnet.r160_in1k', num_classes=5,
+                           gp='max', in_chans=1, bn_eps=0.1, img_size=48, mean=[0.3], std=[0.2], crop_pct=0.7,
+                           interpolation='bilinear')
+    assert cli.main(['export', path, str(tmp_path / 'a')]) == 0
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True).eval()
+    images = torch.randn(4, 1, 48, 48)
+    assert torch.equal(loaded(images), model.eval()(images))
+    said = exported_config(tmp_path / 'a')['pretrained_cfg']
+    assert said['input_size'] == [1, 48, 48] and said['mean'] == [0.3] and said['std'] == [0.2]
+    assert said['crop_pct'] == 0.7 and said['interpolation'] == 'bilinear'
+    told = ['--crop-pct', '0.9', '--interpolation', 'bicubic', '--std', '0.1', '--input-size', '1', '32', '32']
+    assert cli.main(['export', path, str(tmp_path / 'b'), *told]) == 0
+    said = exported_config(tmp_path / 'b')['pretrained_cfg']
+    assert [said[n] for n in ('crop_pct', 'interpolation', 'std', 'mean', 'input_size')] == [
+        0.9, 'bicubic', [0.1], [0.3], [1, 32, 32]]
+
+
+def test_a_size_is_built_in_only_where_the_checkpoint_does_not_say_how_it_was_built(tmp_path):
+    fixed = timm.create_model('test_vit3', num_classes=4, img_size=32)
+    torch.save(fixed.state_dict(), tmp_path / 'fixed.pth')
+    command = ['--model', 'test_vit3', '--num-classes', '4', '--input-size', '3', '32', '32']
+    assert cli.main(['export', str(tmp_path / 'fixed.pth'), str(tmp_path / 'a'), *command]) == 0
+    dynamic = timm.create_model('test_vit3', num_classes=4, dynamic_img_size=True)      # its table is of 160 pixels
+    path = of_train_script(tmp_path / 'dynamic.pth.tar', dynamic, model='test_vit3', num_classes=4, img_size=32,
+                           model_kwargs={'dynamic_img_size': True})
+    assert cli.main(['export', path, str(tmp_path / 'b')]) == 0
+    assert exported_config(tmp_path / 'b')['pretrained_cfg']['input_size'] == [3, 32, 32]
+
+
+@pytest.mark.parametrize('changes', [
+    {'model': 'hf-hub:somebody/model'}, {'model_kwargs': {'checkpoint_path': '/etc/passwd'}},
+    {'model_kwargs': {'pretrained_cfg': {'url': 'https://example.org'}}}])
+def test_the_arguments_in_a_checkpoint_cannot_ask_for_more_than_a_model(changes, tmp_path, capsys):
+    path = of_train_script(tmp_path / 'x.pth.tar', build(), **{'model': 'test_resnet', 'num_classes': 7, **changes})
+    assert cli.main(['export', path, str(tmp_path / 'a')]) == 1
+    assert 'Where you trust it, say how the model is built: --model' in capsys.readouterr().err
+    assert not (tmp_path / 'a').exists()
+
+
+@pytest.mark.parametrize('changes', [{'model_kwargs': 'test_resnet'}, {'img_size': '48'}, {'mean': [0.5, 0.5]}])
+def test_arguments_that_timm_never_got_are_refused(changes, tmp_path, capsys):
+    path = of_train_script(tmp_path / 'x.pth.tar', build(), **{'model': 'test_resnet', 'num_classes': 7, **changes})
+    assert cli.main(['export', path, str(tmp_path / 'a')]) == 1
+    assert 'x.pth.tar are none that it can read' in capsys.readouterr().err
+
+
+def test_weights_beside_a_config_of_timm_or_alone_say_what_they_are(tmp_path):
+    names = ['ant', 'bee', 'cat', 'dog']
+    model = jitter(timm.create_model('test_resnet', num_classes=4, global_pool='max'))
+    model.pretrained_cfg = {**model.pretrained_cfg, 'crop_pct': 0.6}
+    export(model, tmp_path / 'first', input_size=SIZE, mean=0.3, std=0.2, class_names=names)
+    of_first = exported_config(tmp_path / 'first')
+    for file in ('model.safetensors', 'teacher.pth'):
+        assert cli.main(['export', str(tmp_path / 'first' / file), str(tmp_path / file)]) == 0
+        again = exported_config(tmp_path / file)
+        assert again['pretrained_cfg'] == of_first['pretrained_cfg'] and again['label_names'] == names
+        assert again['model_args'] == of_first['model_args'] == {'global_pool': 'max'} | of_first['model_args']
+    (tmp_path / 'alone').mkdir()
+    shutil.copy(tmp_path / 'first/teacher.pth', tmp_path / 'alone')
+    assert cli.main(['export', str(tmp_path / 'alone/teacher.pth'), str(tmp_path / 'of-alone')]) == 0
+    again = exported_config(tmp_path / 'of-alone')
+    assert again['pretrained_cfg']['mean'] == [0.3] * 3 and again['label_names'] == names
+    (tmp_path / 'alone/config.json').write_text('{"architectures": ["ResNetForImageClassification"]}')   # another's
+    assert cli.main(['export', str(tmp_path / 'alone/teacher.pth'), str(tmp_path / 'beside-another')]) == 0
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ((), 'weights.pth does not say which model it holds: give --model with --num-classes for one that timm builds'),
+    (('--model', 'test_resnet'), 'weights.pth does not say which model it holds: give --model with --num-classes'),
+    (('--model', 'test_resnet', '--factory', 'timm:create_model'), 'export takes --model, .* and not both'),
+])
+def test_a_checkpoint_that_says_nothing_needs_to_be_told(options, message, tmp_path, capsys):
+    torch.save(build().state_dict(), tmp_path / 'weights.pth')
+    assert cli.main(['export', str(tmp_path / 'weights.pth'), str(tmp_path / 'a'), *options]) == 2
+    assert re.search(message, ' '.join(capsys.readouterr().err.split()))

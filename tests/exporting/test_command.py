@@ -22,7 +22,7 @@ def test_cli_export(folder, capsys, tmp_path):
 @pytest.mark.parametrize('changes, message', [
     ({'checkpoint': 'nowhere.pth'}, 'there is no checkpoint at nowhere.pth'),
     ({'--num-classes': '8'}, 'size mismatch for fc.weight'),
-    ({'--model': 'test_resnot'}, 'Unknown model'),
+    ({'--model': 'test_resnot'}, "timm has no model 'test_resnot'"),
 ])
 def test_cli_export_errors(changes, message, folder, capsys, tmp_path):
     options = {'--model': 'test_resnet', '--num-classes': '7', **changes}
