@@ -1,12 +1,12 @@
 """Figures of the analysis room, by matplotlib, which is imported when one is drawn."""
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import Any
 
 from ..errors import SFTeacherError
 from .intervals import interval
+from .verdicts import cka_by_stage
 
 
 def matplotlib_pyplot() -> Any:
@@ -39,8 +39,7 @@ def report_figure(result: dict[str, Any], path: Path) -> None:
              xlim=(max(0., low - 5.), None))
     for name, label in zip(names, labels, strict=True):
         if name in result['teachers']:
-            cka = [[c['value'] for c in p['cka']] for p in result['pilots'][name]]
-            right.plot([statistics.fmean(stage) for stage in zip(*cka, strict=True)], marker='o', label=label)
+            right.plot(cka_by_stage(result['pilots'][name]), marker='o', label=label)
     right.set(title='similarity of teacher and student', xlabel='stage', ylabel='CKA', ylim=(0, 1))
     right.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     right.legend(fontsize='small')

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -133,7 +134,7 @@ class Pilots:
             **_accuracies(b),
             'agreement': (a.logits.argmax(-1) == b.logits.argmax(-1)).float().mean().item(),
             'kl': kl_divergence(a.logits, b.logits).item(),
-            'cka': [{'teacher': t.name, 'student': s.name, 'value': linear_cka(x, y)}
+            'cka': [{'teacher': t.name, 'student': s.name, 'value': _finite(linear_cka(x, y))}
                     for (t, s), x, y in zip(pairs, a.features, b.features, strict=True)],
             'teacher': {'top1': top1(a.logits, a.labels).item(), 'entropy': entropy(a.logits).item(),
                         'ece': calibration_error(a.logits, a.labels)},
@@ -147,6 +148,10 @@ def _accuracies(found: Predictions) -> Mapping[str, Any]:
               for name, keep in (('selection_top1', even), ('report_top1', ~even))}
     return {'student_top1': top1(found.logits, found.labels).item(), 'student_right': _digits(found.right), **halves,
             'report_right': _digits(found.right[~even])}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None      # JSON has no other word for it
 
 
 def _digits(right: torch.Tensor) -> str:

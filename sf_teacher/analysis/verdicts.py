@@ -1,6 +1,7 @@
 """What a report says: the comparisons of its students, the teacher that it recommends, and its table."""
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,12 @@ def _points(comparison: dict[str, Any]) -> str:
     return f'{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]'
 
 
+def cka_by_stage(pilots: Sequence[dict[str, Any]]) -> list[float]:
+    """The mean over pilots at each stage; nan where one has none, as its features there are constant."""
+    values = ([math.nan if c['value'] is None else c['value'] for c in p['cka']] for p in pilots)
+    return [statistics.fmean(stage) for stage in zip(*values, strict=True)]
+
+
 def table(result: dict[str, Any]) -> str:
     """The report as text."""
     head = ('teacher', 'accuracy', 'entropy', 'ECE', 'student', 'agreement', 'KL', 'CKA by stage')
@@ -92,8 +99,7 @@ def table(result: dict[str, Any]) -> str:
         own = [f'{teacher["top1"]:.2f}', f'{teacher["entropy"]:.3f}', f'{teacher["ece"]:.3f}'] if teacher else ['-'] * 3
         shared = ['-'] * 3
         if teacher:
-            cka = ' '.join(f'{statistics.fmean(p["cka"][i]["value"] for p in pilots):.2f}'
-                           for i in range(len(pilots[0]['cka'])))
+            cka = ' '.join('n/a' if math.isnan(value) else f'{value:.2f}' for value in cka_by_stage(pilots))
             shared = [*(f'{statistics.fmean(p[k] for p in pilots):.3f}' for k in ('agreement', 'kl')), cka or '-']
         rows.append((name, *own, f'{mean:.2f} ± {half:.2f}', *shared))
     verdicts = [c['verdict'] for c in result['comparisons']]

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import sys
@@ -281,6 +282,18 @@ def test_every_teacher_has_a_bar_of_its_own(tmp_path, monkeypatch):
     report_figure({'student': 's', 'epochs': 1, 'pilots': {n: [row, row] for n in names}, 'teachers': teachers},
             tmp_path / 'figure.png')
     assert len(set(bars)) == 3
+
+
+def test_features_that_are_constant_have_no_similarity_and_the_report_stays_json(teachers, tmp_path, monkeypatch):
+    monkeypatch.setattr(pilots, 'linear_cka', lambda x, y: math.nan)
+    data = str(runs.folder(tmp_path / 'data'))
+    result = report(ReportRun(teachers=(teachers[0],), student='test_resnet', data=data, in_memory=True, batch_size=8,
+                              epochs=1, seeds=2, device='cpu', output=str(tmp_path / 'out'), temperatures=(4.,)))
+
+    def refuse(word):
+        raise AssertionError(word)
+    assert json.loads((tmp_path / 'out/report.json').read_text(), parse_constant=refuse)['pilots'] == result['pilots']
+    assert 'n/a' in table(result) and (tmp_path / 'out/report.png').exists()
 
 
 def test_students_get_their_images_as_their_teacher_does(teachers, tmp_path):
