@@ -10,7 +10,7 @@ from torch import nn
 from .checks import check_classifier, check_model, check_size, shown
 from .errors import SFTeacherError
 from .exporting.architecture import name_of
-from .exporting.verify import LOCAL, check_folder
+from .exporting.verify import check_folder, is_local
 from .methods import get_method
 from .methods.base import Method
 from .split.boundaries import Size, default_input_size
@@ -135,7 +135,7 @@ def create_model(
         close = like_it(name.split('.')[0], timm.list_models(), cutoff=0.5)
         raise SFTeacherError(f'timm has no model {shown(name)} (given as {role}){close}. '
                              "timm.list_models('*resnet*') lists what there is.")
-    if name.lower().startswith(LOCAL):
+    if is_local(name):
         check_folder(name)
     kwargs = dict(kwargs) if num_classes is None else {'num_classes': num_classes, **kwargs}
     if kwargs.get('pretrained') is None:
@@ -143,7 +143,7 @@ def create_model(
     if input_size is not None and input_size[0] != 3:
         kwargs.setdefault('in_chans', input_size[0])
     elsewhere = kwargs.keys() & {'pretrained_cfg', 'pretrained_cfg_overlay'}     # weights of the user's
-    if kwargs['pretrained'] and not elsewhere and not name.lower().startswith(LOCAL):
+    if kwargs['pretrained'] and not elsewhere and not is_local(name):
         _check_download(name, role)
     try:
         if input_size is not None and 'img_size' not in kwargs and ':' not in name:

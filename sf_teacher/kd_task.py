@@ -11,7 +11,7 @@ from torch import nn
 from .checks import check_classifier
 from .errors import SFTeacherError
 from .exporting.exported import load_teacher
-from .exporting.verify import LOCAL
+from .exporting.verify import is_local
 from .joint_task import JointTask
 from .methods._simplifier import CollapseWatch, Simplifier
 from .methods.base import Context
@@ -72,7 +72,7 @@ class StudentFriendlyKDTask(JointTask, LogitDistillationTask):
             **kwargs: Any,
     ) -> None:
         by_name = teacher_model if isinstance(teacher_model, str) else None
-        if by_name is not None and by_name.lower().startswith(LOCAL):
+        if by_name is not None and is_local(by_name):
             teacher_model = load_teacher(by_name)
         super().__init__(student_model, teacher_model, temperature=temperature, **kwargs)
         classes = unwrap_model(student_model).num_classes

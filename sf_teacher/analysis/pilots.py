@@ -18,7 +18,7 @@ from torch import nn
 from ..data.datasets import Data
 from ..data.fingerprint import fingerprint
 from ..errors import SFTeacherError
-from ..exporting.verify import LOCAL, exported_folder
+from ..exporting.verify import exported_folder, is_local
 from ..files import write_atomically
 from ..functional import calibration_error, entropy, kl_divergence, linear_cka, top1
 from ..split.pairing import default_boundaries, pair_boundaries
@@ -199,7 +199,7 @@ def digest(*values: Any) -> str:
 
 def stamp(folder: str) -> list[int] | None:
     """What tells an exported folder's weights from others that take their place; None of a timm name."""
-    if ':' in folder and not folder.lower().startswith(LOCAL):
+    if ':' in folder and not is_local(folder):
         return None
     weights = exported_folder(folder) / 'model.safetensors'
     return [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None

@@ -15,7 +15,7 @@ from . import reload
 _logger = logging.getLogger(__name__)
 
 DEFAULT_TOLERANCE = 1e-4
-LOCAL = 'local-dir:'     # before a folder, in timm's names of models
+_LOCAL = 'local-dir:'
 
 
 def run_check(
@@ -42,9 +42,14 @@ def run_check(
         return {'ok': False, 'about': 'build', 'reason': f'the fresh process ended with {done.returncode}: {tail}'}
 
 
+def is_local(name: object) -> bool:
+    """Whether a name of a model is a folder's, ``local-dir:FOLDER``, in letters of any case as timm takes it."""
+    return isinstance(name, str) and name.lower().startswith(_LOCAL)
+
+
 def local_path(folder: str | os.PathLike[str]) -> Path:
     """A folder without the ``local-dir:`` that timm has before it in names of models."""
-    return Path(folder[len(LOCAL):] if isinstance(folder, str) and folder.lower().startswith(LOCAL) else folder)
+    return Path(os.fspath(folder)[len(_LOCAL):] if is_local(folder) else folder)
 
 
 def exported_folder(folder: str | os.PathLike[str]) -> Path:

@@ -20,7 +20,7 @@ from ..data.unlabelled import LabelledOnly, WithUnlabelled, with_unlabelled
 from ..errors import SettingError, SFTeacherError
 from ..exporting.class_names import class_names_of
 from ..exporting.exported import load_teacher
-from ..exporting.verify import LOCAL, check_folder
+from ..exporting.verify import check_folder, is_local
 from ..factory import create_model, wrap
 from ..joint_task import needs_index
 from ..methods import METHODS, make_method
@@ -174,7 +174,7 @@ def _set_data_config(model: nn.Module, **facts: Any) -> None:
 def _channels(config: TeacherRun) -> int:
     """Of the images, where no size is given: what the teacher is built for."""
     known = 3
-    if config.teacher.lower().startswith(LOCAL):    # its weights are checked when it is built
+    if is_local(config.teacher):    # its weights are checked when it is built
         known = (check_folder(config.teacher, files=()).get('pretrained_cfg', {}).get('input_size') or (known,))[0]
     return int(config.model_kwargs.get('in_chans', known))
 
