@@ -57,11 +57,13 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = read_file(path)
     inside = recorded(checkpoint, path)
     known = {**_of_run(path.parent), **inside}
+    if args.factory or (args.model and args.model.split('.')[0] != str(known.get('model')).split('.')[0]):
+        known = {name: known[name] for name in known if name not in ('model', 'num_classes', 'model_args')}
     told = {name: value for name in (*IMAGES, 'class_names') if (value := getattr(args, name, None) or known.get(name))}
     if taken := [name for name in known if not getattr(args, name, None)]:
         print('as the checkpoint says, or the settings beside it: ' + ', '.join(
             f'{name} {len(known[name]) if name == "class_names" else known[name]}' for name in taken))
-    model = _build(args, known, None if 'model_args' in inside else told.get('input_size'))
+    model = _build(args, known, None if 'model_args' in inside.keys() & known.keys() else told.get('input_size'))
     load_weights(model, checkpoint, path, args.prefix)
     config = {name: told.pop(name) for name in ('interpolation', 'crop_pct', 'crop_mode') if name in told}
     if config:      # from where `export` takes them
@@ -89,14 +91,11 @@ def _build(args: argparse.Namespace, known: dict[str, Any], input_size: Any) -> 
             return import_factory(args.factory, args.model_args)
         except Exception as e:
             raise SFTeacherError(f'{args.factory} cannot be built: {type(e).__name__}: {e}') from e
-    name = args.model or known.get('model')
-    same = name is not None and name.split('.')[0] == str(known.get('model')).split('.')[0]
-    num_classes = args.num_classes or (known.get('num_classes') if same else None)
+    name, num_classes = args.model or known.get('model'), args.num_classes or known.get('num_classes')
     if name is None or num_classes is None:
         raise SettingError(f'{args.checkpoint} does not say which model it holds: give --model with --num-classes for '
                            f'one that timm builds by name, or --factory MODULE:FUNCTION for another')
-    model_args = {**(known.get('model_args', {}) if same else {}), **args.model_args}
-    return create_model(name, 'teacher', num_classes, input_size, model_args)
+    return create_model(name, 'teacher', num_classes, input_size, {**known.get('model_args', {}), **args.model_args})
 
 
 def _of_run(folder: Path) -> dict[str, Any]:

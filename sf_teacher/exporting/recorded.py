@@ -1,13 +1,15 @@
 """What a checkpoint says of its model and of the images that this was trained on."""
 import argparse
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_data_config
 
-from ..errors import SFTeacherError
 from .reload import CheckError, check_arguments, read_config
+
+_logger = logging.getLogger(__name__)
 
 IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 _SIZES = {'input_size', 'img_size', 'in_chans'}
@@ -24,10 +26,8 @@ def recorded(checkpoint: Any, path: Path) -> dict[str, Any]:
 
     Returns:
         Of "model" (timm's name), "num_classes", "model_args", "class_names" and `IMAGES` those that are recorded; of
-        the images what the train script was told, as its defaults are the model's own.
-
-    Raises:
-        SFTeacherError: The arguments ask timm for more than building a model.
+        the images what the train script was told, as its defaults are the model's own. Arguments that timm cannot
+        read, or that ask it for more than building a model, are left out with a warning.
     """
     args, names = checkpoint.get('args') if isinstance(checkpoint, Mapping) else None, ('class_names', *IMAGES)
     found = _of_folder(path.parent)
@@ -35,8 +35,9 @@ def recorded(checkpoint: Any, path: Path) -> dict[str, Any]:
         try:
             found = _of_timm(vars(args))
         except (AssertionError, TypeError, ValueError) as e:    # of timm, which they were not given to
-            raise SFTeacherError(f'the arguments of timm in {path} are none that it can read ({type(e).__name__}: {e})'
-                                 ) from e
+            _logger.warning("the arguments in %s are none that timm's train script takes (%s: %s): nothing is taken "
+                            'from them', path, type(e).__name__, e)
+            found = {}
     elif isinstance(checkpoint, Mapping) and checkpoint.keys() >= _EXPORTED:
         arch, args, classes = (checkpoint[name] for name in ('arch', 'model_args', 'num_classes'))
         found = {**(found if found.get('model') == arch else {}), 'model': arch, 'num_classes': classes,
@@ -44,11 +45,10 @@ def recorded(checkpoint: Any, path: Path) -> dict[str, Any]:
     try:
         if found.get('model'):
             check_arguments(found['model'], found['model_args'], str(path))
+            found['model_args'] = {k: v for k, v in found['model_args'].items() if k != 'num_classes'}
     except CheckError as e:
-        raise SFTeacherError(f'{e}. Where you trust it, say how the model is built: --model, --num-classes and '
-                             f'--model-args') from e
-    if 'model_args' in found:
-        found['model_args'] = {name: value for name, value in found['model_args'].items() if name != 'num_classes'}
+        _logger.warning('%s. Its model is not taken from there', e)
+        found = {name: found.get(name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 

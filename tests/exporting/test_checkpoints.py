@@ -241,18 +241,20 @@ def test_a_size_is_built_in_only_where_the_checkpoint_does_not_say_how_it_was_bu
 @pytest.mark.parametrize('changes', [
     {'model': 'hf-hub:somebody/model'}, {'model_kwargs': {'checkpoint_path': '/etc/passwd'}},
     {'model_kwargs': {'pretrained_cfg': {'url': 'https://example.org'}}}])
-def test_the_arguments_in_a_checkpoint_cannot_ask_for_more_than_a_model(changes, tmp_path, capsys):
+def test_the_arguments_in_a_checkpoint_cannot_ask_for_more_than_a_model(changes, tmp_path, capsys, caplog):
     path = of_train_script(tmp_path / 'x.pth.tar', build(), **{'model': 'test_resnet', 'num_classes': 7, **changes})
-    assert cli.main(['export', path, str(tmp_path / 'a')]) == 1
-    assert 'Where you trust it, say how the model is built: --model' in capsys.readouterr().err
+    assert cli.main(['export', path, str(tmp_path / 'a')]) == 2
+    assert 'Its model is not taken from there' in caplog.text
+    assert 'give --model with --num-classes' in capsys.readouterr().err
     assert not (tmp_path / 'a').exists()
+    assert cli.main(['export', path, str(tmp_path / 'a'), '--model', 'test_resnet', '--num-classes', '7']) == 0
 
 
 @pytest.mark.parametrize('changes', [{'model_kwargs': 'test_resnet'}, {'img_size': '48'}, {'mean': [0.5, 0.5]}])
-def test_arguments_that_timm_never_got_are_refused(changes, tmp_path, capsys):
+def test_arguments_that_timm_never_got_are_not_taken(changes, tmp_path, caplog):
     path = of_train_script(tmp_path / 'x.pth.tar', build(), **{'model': 'test_resnet', 'num_classes': 7, **changes})
-    assert cli.main(['export', path, str(tmp_path / 'a')]) == 1
-    assert 'x.pth.tar are none that it can read' in capsys.readouterr().err
+    assert cli.main(['export', path, str(tmp_path / 'a')]) == 2
+    assert "x.pth.tar are none that timm's train script takes" in caplog.text
 
 
 def test_weights_beside_a_config_of_timm_or_alone_say_what_they_are(tmp_path):
