@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from ..exporting.card import portable_path
     from ..exporting.checkpoint import load_weights, read_file
     from ..exporting.exporter import export
-    from ..exporting.recorded import IMAGES, recorded
+    from ..exporting.recorded import IMAGES, MODEL, recorded
     from ..exporting.reload import ZOO
     from ..exporting.writer import TORCHDISTILL
 
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
     path = Path(args.checkpoint)
     checkpoint = read_file(path)
     inside = recorded(checkpoint, path)
-    known = {**_of_run(path.parent), **inside}
+    known = inside or _of_run(path.parent)
     if args.factory or (args.model and args.model.split('.')[0] != str(known.get('model')).split('.')[0]):
-        known = {name: known[name] for name in known if name not in ('model', 'num_classes', 'model_args')}
+        known = {name: known[name] for name in known if name not in MODEL}
     told = {name: value for name in (*IMAGES, 'class_names') if (value := getattr(args, name, None) or known.get(name))}
     if taken := [name for name in known if not getattr(args, name, None)]:
         print('as the checkpoint says, or the settings beside it: ' + ', '.join(
@@ -99,9 +99,9 @@ def _build(args: argparse.Namespace, known: dict[str, Any], input_size: Any) -> 
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
-    """What the run in a checkpoint's folder, if it is one of ours, knows of its model, its images and its classes."""
+    """What the settings of the run in a checkpoint's folder, if it is one of ours, say of its model and its images."""
     from ..data.settings import DataConfig
-    from ..exporting.reload import CONFIG as EXPORTED
+    from ..exporting.recorded import allowed
     from ..training.run_folder import CONFIG
     from ..training.settings_file import read_yaml
     run: dict[str, Any] = {}
@@ -113,10 +113,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
     known = {name: run.get(name) for name in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes')}
     known |= {'crop_pct': 1., 'crop_mode': 'center'} if in_memory else {}
     role = 'student' if isinstance(run.get('student'), str) else 'teacher'      # of a teacher, students are several
-    known |= {'model': run.get(role), 'model_args': run.get('model_kwargs', {})}
-    with suppress(OSError, ValueError, KeyError):       # it has exported none, or not yet
-        known['class_names'] = json.loads((folder / role / EXPORTED).read_text(encoding='utf-8'))['label_names']
-    return {name: value for name, value in known.items() if value is not None}
+    return allowed({**known, 'model': run.get(role), 'model_args': run.get('model_kwargs', {})}, folder / CONFIG)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from .reload import CheckError, check_arguments, read_config
 _logger = logging.getLogger(__name__)
 
 IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
+MODEL = ('model', 'num_classes', 'model_args')
+_FOLDERS = ('', 'teacher', 'student')
 _SIZES = {'input_size', 'img_size', 'in_chans'}
 _OF_TIMM = {'model', 'num_classes', 'model_kwargs', 'crop_pct', 'mean', 'std', 'gp'}    # others too have "model"
 _EXPORTED = {'arch', 'model_args', 'num_classes', 'sf_teacher_version'}
@@ -22,15 +24,15 @@ def recorded(checkpoint: Any, path: Path) -> dict[str, Any]:
 
     Args:
         checkpoint: What the file holds.
-        path: The file.
+        path: The file; timm's configuration may lie beside it, or in what the run that wrote it exported there.
 
     Returns:
         Of "model" (timm's name), "num_classes", "model_args", "class_names" and `IMAGES` those that are recorded; of
-        the images what the train script was told, as its defaults are the model's own. Arguments that timm cannot
-        read, or that ask it for more than building a model, are left out with a warning.
+        the images what the train script was told, as its defaults are the model's own. What `allowed` refuses, and
+        arguments that timm cannot read, are left out with a warning.
     """
-    args, names = checkpoint.get('args') if isinstance(checkpoint, Mapping) else None, ('class_names', *IMAGES)
-    found = _of_folder(path.parent)
+    args = checkpoint.get('args') if isinstance(checkpoint, Mapping) else None
+    found: dict[str, Any] = next(filter(None, (_of_folder(path.parent / name) for name in _FOLDERS)), {})
     if isinstance(args, argparse.Namespace) and vars(args).keys() >= _OF_TIMM:
         try:
             found = _of_timm(vars(args))
@@ -41,15 +43,26 @@ def recorded(checkpoint: Any, path: Path) -> dict[str, Any]:
     elif isinstance(checkpoint, Mapping) and checkpoint.keys() >= _EXPORTED:
         arch, args, classes = (checkpoint[name] for name in ('arch', 'model_args', 'num_classes'))
         found = {**(found if found.get('model') == arch else {}), 'model': arch, 'num_classes': classes,
-                 'model_args': args, **{name: checkpoint[name] for name in names if checkpoint.get(name)}}
+                 'model_args': args, **{k: checkpoint[k] for k in ('class_names', *IMAGES) if checkpoint.get(k)}}
+    return allowed(found, path)
+
+
+def allowed(found: dict[str, Any], where: Path) -> dict[str, Any]:
+    """What is known of a model, without arguments that ask timm for more than building one, and with a warning then.
+
+    Args:
+        found: As `recorded` returns it; None counts as not known.
+        where: The file that says so.
+    """
+    found = {name: value for name, value in found.items() if value is not None}
     try:
-        if found.get('model'):
-            check_arguments(found['model'], found['model_args'], str(path))
+        if 'model' in found:
+            check_arguments(found['model'], found['model_args'], str(where))
             found['model_args'] = {k: v for k, v in found['model_args'].items() if k != 'num_classes'}
     except CheckError as e:
         _logger.warning('%s. Its model is not taken from there', e)
-        found = {name: found.get(name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+        found = {name: value for name, value in found.items() if name not in MODEL}
+    return found
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:

@@ -189,6 +189,10 @@ def test_a_checkpoint_of_a_run_is_exported_with_the_images_and_classes_of_the_ru
     for name in ('input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation'):
         assert own['pretrained_cfg'][name] == again['pretrained_cfg'][name], name
     assert own['label_names'] == again['label_names'] and again['pretrained_cfg']['crop_pct'] == 1.
+    shutil.rmtree(tmp_path / 'run/teacher')     # a run that is not at its end
+    assert cli.main([*export_it, str(tmp_path / 'early')]) == 0
+    early = exported_config(tmp_path / 'early')
+    assert early['pretrained_cfg'] == {k: v for k, v in again['pretrained_cfg'].items() if k != 'label_names'}
     assert cli.main([*export_it, str(tmp_path / 'told'), '--mean', '0.4', '--std', '0.1']) == 0
     assert json.loads((tmp_path / 'told/config.json').read_text())['pretrained_cfg']['mean'] == [0.4] * 3
 
