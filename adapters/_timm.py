@@ -80,9 +80,11 @@ def _check_classes(model_name: str, available: int | None, num_classes: int | No
 
 
 def build_model(model_name: str, **kwargs: Any) -> nn.Module:
-    """``timm.create_model``, with errors that say what was asked for."""
+    """``timm.create_model``, with errors that say what was asked for; a folder's or a hub's model has its weights."""
     if model_name.lower().startswith(LOCAL):
         check_folder(model_name)
+    if ':' in model_name:
+        kwargs.setdefault('pretrained', True)
     return _create(model_name, kwargs)
 
 

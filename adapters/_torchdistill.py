@@ -117,6 +117,7 @@ class Teacher4Method(AuxiliaryModelWrapper):
         if model is None:
             raise SFTeacherError(f'{type(self).__name__} wraps a teacher_model or student_model, got neither')
         self._owns_mode = teacher_model is not None
+        _state_images(model, export or {})
         task = sf_teacher.wrap(
             model,
             students,
@@ -200,6 +201,13 @@ class Teacher4Method(AuxiliaryModelWrapper):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a plain teacher; the branches stay as they are."""
         return self.teacher.load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _state_images(model: Any, export: Mapping[str, Any]) -> None:
+    """Write this config's mean and standard deviation, as far as it says them, where methods read them."""
+    stated = {n: (v,) if isinstance(v, int | float) else tuple(v) for n in ('mean', 'std') if (v := export.get(n))}
+    if stated:
+        model.pretrained_cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **stated}
 
 
 def _size(given: list[int] | None) -> tuple[int, int, int] | None:

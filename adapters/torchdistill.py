@@ -124,7 +124,8 @@ def timm_model(model_name: str, sync_bn: bool = False, **kwargs: Any) -> nn.Modu
     """Any timm model, e.g. a student, or a teacher that is to be trained.
 
     Args:
-        model_name: timm's name, ``local-dir:`` and ``hf-hub:`` too.
+        model_name: timm's name, ``local-dir:`` and ``hf-hub:`` too, which come with their weights unless
+            ``pretrained`` is False.
         sync_bn: Synchronise batch norm between processes. (torchdistill reads ``sync_bn`` beside ``key`` for
             torchvision's models only.)
         **kwargs: Arguments of ``timm.create_model``.

@@ -3,16 +3,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
-from contextlib import suppress
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError, SFTeacherError
+from ._factory import find_modules_here
+
+_logger = logging.getLogger(__name__)
 
 HELP = 'turn a checkpoint into a verified folder'
 EXAMPLE = 'sf-teacher export my_resnet50.pth exported/resnet50 --model resnet50 --num-classes 100'
+
+_OF_TIMM = ('model', 'num_classes', 'interpolation', 'crop_pct')      # what the folder of a factory's model has not
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,24 +50,25 @@ def run(args: argparse.Namespace) -> None:
     from ..exporting.card import portable_path
     from ..exporting.checkpoint import load_weights, read_file
     from ..exporting.exporter import export
-    from ..exporting.recorded import IMAGES, MODEL, recorded
+    from ..exporting.recorded import IMAGES, MODEL, recorded, same_model
     from ..exporting.reload import ZOO
     from ..exporting.writer import TORCHDISTILL
 
-    if args.model is not None and args.factory is not None:
-        raise SettingError('export takes --model, for a model that timm builds by name, or --factory MODULE:FUNCTION '
-                           'for another, and not both')
+    given = [f'--{name.replace("_", "-")}' for name in _OF_TIMM if getattr(args, name)]
+    if args.factory is not None and given:
+        raise SettingError(f'export takes {", ".join(given)} for a model that timm builds by name, or --factory '
+                           f'MODULE:FUNCTION for another, and not both')
     path = Path(args.checkpoint)
     checkpoint = read_file(path)
-    inside = recorded(checkpoint, path)
-    known = inside or _of_run(path.parent)
-    if args.factory or (args.model and args.model.split('.')[0] != str(known.get('model')).split('.')[0]):
-        known = {name: known[name] for name in known if name not in MODEL}
+    inside = recorded(checkpoint, path, args.model)
+    known = inside or _of_run(checkpoint, path.parent)
+    unknown = (*MODEL, *_OF_TIMM, 'crop_mode') if args.factory else () if same_model(args.model, known) else MODEL
+    known = {name: known[name] for name in known if name not in unknown}
     told = {name: value for name in (*IMAGES, 'class_names') if (value := getattr(args, name, None) or known.get(name))}
     if taken := [name for name in known if not getattr(args, name, None)]:
         print('as the checkpoint says, or the settings beside it: ' + ', '.join(
             f'{name} {len(known[name]) if name == "class_names" else known[name]}' for name in taken))
-    model = _build(args, known, None if 'model_args' in inside.keys() & known.keys() else told.get('input_size'))
+    model = _build(args, known, None if 'model_args' in inside else told.get('input_size'))
     load_weights(model, checkpoint, path, args.prefix)
     config = {name: told.pop(name) for name in ('interpolation', 'crop_pct', 'crop_mode') if name in told}
     if config:      # from where `export` takes them
@@ -86,7 +91,7 @@ def _build(args: argparse.Namespace, known: dict[str, Any], input_size: Any) -> 
     from ..exporting.reload import import_factory
     from ..factory import create_model
     if args.factory is not None:
-        sys.path.insert(0, os.getcwd())     # as `python -m` does
+        find_modules_here()
         try:
             return import_factory(args.factory, args.model_args)
         except Exception as e:
@@ -98,22 +103,36 @@ def _build(args: argparse.Namespace, known: dict[str, Any], input_size: Any) -> 
     return create_model(name, 'teacher', num_classes, input_size, {**known.get('model_args', {}), **args.model_args})
 
 
-def _of_run(folder: Path) -> dict[str, Any]:
-    """What the settings of the run in a checkpoint's folder, if it is one of ours, say of its model and its images."""
-    from ..data.settings import DataConfig
-    from ..exporting.recorded import allowed
+def _of_run(checkpoint: Any, folder: Path) -> dict[str, Any]:
+    """What the run that wrote a checkpoint, if it is one of ours, says of its model and its images.
+
+    That is what it has exported or, before its end, what its settings say.
+    """
+    from ..exporting.recorded import allowed, of_folder
+    from ..exporting.verify import is_local, local_path
     from ..training.run_folder import CONFIG
+    from ..training.settings import StudentRun, TeacherRun
     from ..training.settings_file import read_yaml
-    run: dict[str, Any] = {}
-    with suppress(SettingError):        # there is none, or it is not ours
-        run = read_yaml(folder / CONFIG)
-    if not {'input_size', 'mean', 'std', 'num_classes'} <= run.keys():
+    from ..validation import from_dict
+    if not isinstance(checkpoint, Mapping) or not {'state_dict', 'optimizer', 'rng', 'rows'} <= checkpoint.keys():
         return {}
-    in_memory = DataConfig(**{name: run[name] for name in ('data', 'in_memory') if name in run}).kept_in_memory
-    known = {name: run.get(name) for name in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes')}
-    known |= {'crop_pct': 1., 'crop_mode': 'center'} if in_memory else {}
-    role = 'student' if isinstance(run.get('student'), str) else 'teacher'      # of a teacher, students are several
-    return allowed({**known, 'model': run.get(role), 'model_args': run.get('model_kwargs', {})}, folder / CONFIG)
+    try:
+        values = read_yaml(folder / CONFIG)
+        kind, role = (StudentRun, 'student') if 'kd' in values else (TeacherRun, 'teacher')
+        run: Any = from_dict(kind, values, CONFIG)
+    except SettingError as e:
+        _logger.warning('what the run that wrote the checkpoint says of its model and its images is not known (%s): '
+                        'where no flag says otherwise, they are as is usual for the architecture', e)
+        return {}
+    if exported := of_folder(folder / role):
+        return exported
+    name = getattr(run, role)
+    started_from = of_folder(local_path(name)) if is_local(name) else {}
+    crop = {'crop_pct': 1., 'crop_mode': 'center'} if run.kept_in_memory else {'crop_pct': run.crop_pct}
+    return allowed({
+        'model': started_from.get('model', name), 'num_classes': run.num_classes,
+        'model_args': {**started_from.get('model_args', {}), **run.model_kwargs}, 'input_size': run.input_size,
+        'mean': run.mean, 'std': run.std, 'interpolation': run.interpolation, **crop}, folder / CONFIG)
 
 
 def _json_object(text: str) -> dict[str, Any]:

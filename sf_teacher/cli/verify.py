@@ -2,6 +2,8 @@
 import argparse
 import json
 
+from ._factory import add_factory, find_modules_here
+
 HELP = 'check that an exported folder still gives back its teacher'
 EXAMPLE = 'sf-teacher verify runs/teacher/teacher'
 
@@ -11,14 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--tolerance', type=float, default=1e-4, metavar='T',
         help='largest difference of logits allowed, as a fraction of the largest (default %(default)s; 0: bit-equal)')
-    parser.add_argument(
-        '--factory', metavar='MODULE:FUNCTION', help='builds a teacher that timm cannot build by name; its code is run')
+    add_factory(parser)
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
 
 
 def run(args: argparse.Namespace) -> None:
     from ..exporting.verify import exported_folder, verify
 
+    if args.factory is not None:
+        find_modules_here()
     folder = exported_folder(args.folder)
     report = verify(folder, tolerance=args.tolerance, factory=args.factory)
     if args.json:

@@ -1,6 +1,7 @@
 """Names of the classes in the order of a teacher's logits."""
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from torch import nn
 
@@ -10,12 +11,17 @@ from ..errors import SFTeacherError
 
 def class_names_of(model: nn.Module) -> list[str] | None:
     """Names of the classes in the order of the logits, as a timm configuration holds them; None where it does not."""
-    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
-    if isinstance(names, Mapping):      # JSON makes strings of the indices
-        names = [names.get(i, names.get(str(i))) for i in range(len(names))]
-    if not names or None in names or len(names) != getattr(model, 'num_classes', len(names)):
+    names = class_names_in((getattr(model, 'pretrained_cfg', None) or {}).get('label_names'))
+    return names if names and len(names) == getattr(model, 'num_classes', len(names)) else None
+
+
+def class_names_in(label_names: Any) -> list[str] | None:
+    """The names in what a timm configuration calls ``label_names``, a list or a mapping; None where one is missing."""
+    if isinstance(label_names, Mapping):        # JSON makes strings of the indices
+        label_names = [label_names.get(i, label_names.get(str(i))) for i in range(len(label_names))]
+    if not label_names or None in label_names:
         return None
-    return [str(name) for name in names]
+    return [str(name) for name in label_names]
 
 
 def check_same_order(teacher: nn.Module, student: nn.Module) -> None:

@@ -33,7 +33,8 @@ def check_layout(layout: str, factory: str | None, folder: Path) -> None:
     package = module.rpartition('.')[0]
     nets: dict[str, Any] = getattr(importlib.import_module(package), dictionary, {}) if package else {}
     builders = {name: net[0] if isinstance(net, tuple) else net for name, net in nets.items()}
-    names = [name for name, build in builders.items() if build.__name__ == function and build.__module__ == module]
+    names = [name for name, build in builders.items()      # an adapter's entry is no function of the repository's
+             if (getattr(build, '__name__', None), getattr(build, '__module__', None)) == (function, module)]
     if not names:
         raise SFTeacherError(
             f"layout={layout!r} is for that repository's own nets, and factory={factory!r} is not in the {dictionary} "

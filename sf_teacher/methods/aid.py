@@ -45,6 +45,11 @@ class AID(Method):
     kl_weight: float = option(1., 'lambda, weight of the divergence from the trained student', source='ours', low=0)
     temperature: float = option(4., 'tau of the divergence', source='ours', above=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.teacher_weight > 0 or self.kl_weight > 0, 'teacher_weight',
+                      'above 0 where kl_weight is 0, as nothing else trains the teacher')
+
     @property
     def active(self) -> bool:
         return bool(self.kl_weight)

@@ -43,6 +43,11 @@ class MCMI(Method):
     cmi_weight: float = option(
         0.25, 'lambda; 0.1 to 0.25 by the architecture, 0.25 for VGG-11', source='code', low=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.teacher_weight > 0 or self.cmi_weight > 0, 'teacher_weight',
+                      'above 0 where cmi_weight is 0, as nothing else trains the teacher')
+
     @property
     def active(self) -> bool:
         return bool(self.cmi_weight)

@@ -49,6 +49,11 @@ class SoTeacher(Method):
         True, 'whether that weight grows linearly over the epochs; needs `set_epoch` of the task to be called '
         'with their number, as `fit` does', source='code')
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.teacher_weight > 0 or self.lip_weight > 0 or self.consistency_weight > 0, 'teacher_weight',
+                      'above 0 where lip_weight and consistency_weight are 0, as nothing else trains the teacher')
+
     @property
     def active(self) -> bool:
         return bool(self.lip_weight or self.consistency_weight)

@@ -54,6 +54,15 @@ class TestRegistration:
             assert '.. code-block:: YAML\n' in documented.__doc__ and ':caption:' in documented.__doc__
 
 
+def test_a_model_of_a_folder_has_its_weights_unless_it_is_told_otherwise(exported):
+    name = f'local-dir:{exported}/test_resnet'
+    known = get_model('sf_teacher.timm_teacher', model_name=name).state_dict()
+    model = get_model('sf_teacher.timm_model', model_name=name)
+    assert model.training and all(torch.equal(v, known[k]) for k, v in model.state_dict().items())
+    fresh = get_model('sf_teacher.timm_model', model_name=name, pretrained=False).state_dict()
+    assert not torch.equal(fresh['fc.weight'], known['fc.weight'])
+
+
 class TestTeacherKey:
     def test_gives_the_exported_teacher_in_eval_mode(self, exported):
         teacher = get_model('sf_teacher.timm_teacher', model_name=f'local-dir:{exported}/test_resnet')

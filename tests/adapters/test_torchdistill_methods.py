@@ -94,3 +94,17 @@ def test_soteacher_says_why_it_cannot_be_trained_here():
 def test_aids_student_needs_weights_here_too():
     with pytest.raises(SFTeacherError, match=r"AID needs a trained student, and 'test_efficientnet' would have random"):
         adapter.Teacher4AID(CPU, student_model=teacher(), students='test_efficientnet', input_size=list(SIZE))
+
+
+def test_aids_student_gets_its_images_as_the_config_says_that_the_teachers_are(student, tmp_path):
+    known = timm.create_model(student).pretrained_cfg
+    images = {'folder': str(tmp_path / 'out'), 'mean': list(known['mean']), 'std': list(known['std'])}
+    model = teacher()
+    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': (0.1,) * 3}      # the architecture's, and not the config's
+    kwargs = dict(student_model=model, students=student, input_size=list(SIZE))
+    assert adapter.Teacher4AID(CPU, **kwargs).branches.scale is not None
+    assert adapter.Teacher4AID(CPU, **kwargs, export=images).branches.scale is None
+    made = adapter.Teacher4AID(CPU, **kwargs, export={**images, 'mean': 0.3, 'std': 0.7}).branches
+    x = torch.randn(2, *SIZE)
+    mean, std = (torch.tensor(known[n]).view(1, -1, 1, 1) for n in ('mean', 'std'))
+    assert torch.allclose(x * made.scale + made.shift, (x * 0.7 + 0.3 - mean) / std, atol=1e-5)

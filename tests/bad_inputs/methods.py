@@ -45,6 +45,12 @@ SETTINGS = {
         partial(method, teacher_weight=0., **options),
         r'teacher_weight=0.0\): teacher_weight must be above 0 where kl_weight is 0 or detach_teacher_logits is set')
        for method in (SFTN, GTN) for options in ({}, dict(detach_teacher_logits=False, kl_weight=0.))},
+    'AID of nothing': (lambda: AID(teacher_weight=0., kl_weight=0.),
+                       'teacher_weight must be above 0 where kl_weight is 0'),
+    'MCMI of nothing': (lambda: METHODS['mcmi'](teacher_weight=0., cmi_weight=0.),
+                        'teacher_weight must be above 0 where cmi_weight is 0, as nothing else trains the teacher'),
+    'SoTeacher of nothing': (lambda: METHODS['soteacher'](teacher_weight=0., lip_weight=0., consistency_weight=0.),
+                             'teacher_weight must be above 0 where lip_weight and consistency_weight are 0'),
     'AID temperature 0': (lambda: AID(temperature=0), r'AID\(temperature=0\): temperature must be a finite number > 0'),
     'LoT temperature -1': (lambda: LoT(temperature=-1), r'LoT\(temperature=-1\): temperature must be a finite number'),
     'a setting misspelled': (lambda: make_method('sftn', {'kl_wieght': 1.}),

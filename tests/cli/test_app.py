@@ -57,7 +57,7 @@ def test_bare_sf_teacher_shows_its_commands(capsys):
     (['inspect', 'resnet18', '--num-classes', '-3'], 'sf-teacher: --num-classes -3 must be a whole number >= 1'),
     (['inspect', 'resnet18', '--input-size', '3', '0', '9'], '--input-size 3 0 9 must be a list of whole numbers >= 1'),
     (['inspect', 'resnet18', '--input-size', '3', '9'], '--input-size 3 9 must be three numbers, channels height'),
-    (['export', 'a', 'b', '--model', 'resnet18', '--factory', 'm:f'], 'export takes --model, for a model'),
+    (['export', 'a', 'b', '--model', 'resnet18', '--factory', 'm:f'], 'export takes --model for a model'),
     (['verify', '--tolerance', 'x', 'f'], "argument --tolerance: invalid float value: 'x'"),
 ])
 def test_misuse_exits_with_2_in_one_line(words, message, capsys):

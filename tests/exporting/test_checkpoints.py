@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import safetensors.torch
@@ -189,12 +190,83 @@ def test_a_checkpoint_of_a_run_is_exported_with_the_images_and_classes_of_the_ru
     for name in ('input_size', 'mean', 'std', 'crop_pct', 'crop_mode', 'interpolation'):
         assert own['pretrained_cfg'][name] == again['pretrained_cfg'][name], name
     assert own['label_names'] == again['label_names'] and again['pretrained_cfg']['crop_pct'] == 1.
+    other = ['export', str(tmp_path / 'run/mine.pth'), '--model', 'test_resnet', '--num-classes', '7']
+    torch.save(build().state_dict(), other[1])      # something else that lies in the run's folder
+    assert cli.main([*other, str(tmp_path / 'other')]) == 0
+    usual = timm.create_model('test_resnet').pretrained_cfg
+    assert tuple(exported_config(tmp_path / 'other')['pretrained_cfg']['mean']) == usual['mean']
     shutil.rmtree(tmp_path / 'run/teacher')     # a run that is not at its end
     assert cli.main([*export_it, str(tmp_path / 'early')]) == 0
     early = exported_config(tmp_path / 'early')
     assert early['pretrained_cfg'] == {k: v for k, v in again['pretrained_cfg'].items() if k != 'label_names'}
     assert cli.main([*export_it, str(tmp_path / 'told'), '--mean', '0.4', '--std', '0.1']) == 0
     assert json.loads((tmp_path / 'told/config.json').read_text())['pretrained_cfg']['mean'] == [0.4] * 3
+
+
+def test_a_run_that_started_from_a_folder_and_has_not_exported_is_of_that_folders_model(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    export(timm.create_model('test_vit3', num_classes=4, img_size=32, patch_size=8), 'mine', input_size=(3, 32, 32))
+    data = runs.folder(tmp_path / 'data')
+    assert cli.main(['train', 'local-dir:mine', '--method', 'none', '--data', str(data), '--in-memory', '--mean', '0.3',
+                     '--batch-size', '8', '--epochs', '1', '--device', 'cpu', '--output', 'run']) == 0
+    own = exported_config(tmp_path / 'run/teacher')
+    shutil.rmtree('run/teacher')
+    assert cli.main(['export', 'run/checkpoint-00001.pt', 'early']) == 0
+    early = exported_config(tmp_path / 'early')
+    assert early['model_args'] == own['model_args'] and early['pretrained_cfg']['mean'] == [0.3] * 3
+    shutil.copy('run/checkpoint-00001.pt', 'copied.pt')
+    assert cli.main(['export', 'copied.pt', 'late']) == 2
+    assert 'what the run that wrote the checkpoint says of its model and its images is not known' in caplog.text
+
+
+def test_settings_of_something_else_beside_weights_are_not_read(tmp_path):
+    (tmp_path / 'config.yaml').write_text('input_size: 224\nmean: 1\nstd: 1\nnum_classes: 5\ndata: {root: /data}\n')
+    export(build(), tmp_path / 'teacher', input_size=SIZE, mean=0.1)
+    net = timm.create_model('test_efficientnet', num_classes=4)
+    torch.save(net.state_dict(), tmp_path / 'other.pth')
+    command = ['export', str(tmp_path / 'other.pth'), str(tmp_path / 'a'), '--model', 'test_efficientnet']
+    assert cli.main([*command, '--num-classes', '4']) == 0
+    assert exported_config(tmp_path / 'a')['pretrained_cfg']['mean'] == list(net.pretrained_cfg['mean'])
+    safetensors.torch.save_file(net.state_dict(), tmp_path / 'teacher/model.safetensors')     # put into a folder
+    command[1:3] = [str(tmp_path / 'teacher/model.safetensors'), str(tmp_path / 'b')]
+    assert cli.main([*command, '--num-classes', '4']) == 0
+    assert exported_config(tmp_path / 'b')['pretrained_cfg']['mean'] == list(net.pretrained_cfg['mean'])
+
+
+def test_a_config_that_asks_for_more_than_a_model_is_left_out_with_a_warning(tmp_path, caplog):
+    export(build(), tmp_path / 'teacher', input_size=SIZE)
+    config = exported_config(tmp_path / 'teacher')
+    (tmp_path / 'teacher/config.json').write_text(json.dumps({**config, 'model_args': {'checkpoint_path': '/x'}}))
+    assert cli.main(['export', str(tmp_path / 'teacher/model.safetensors'), str(tmp_path / 'a')]) == 2
+    assert re.search("checkpoint_path='/x'.* Nothing is taken from there", caplog.text)
+
+
+def test_class_names_by_index_in_timms_config(tmp_path):
+    names = {str(i): name for i, name in enumerate('abcdefg')}
+    timm.models.save_for_hf(build(), str(tmp_path / 'hf'), model_args={'num_classes': 7}, safe_serialization=True,
+                            model_config={'label_names': names})
+    assert exported_config(tmp_path / 'hf')['label_names'] == names
+    assert cli.main(['export', str(tmp_path / 'hf/model.safetensors'), str(tmp_path / 'a')]) == 0
+    assert exported_config(tmp_path / 'a')['label_names'] == list('abcdefg')
+
+
+def test_a_factory_has_no_preprocessing_of_timms(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'nets_of_mine.py').write_text('import torch\n\n\ndef net():\n    return torch.nn.Sequential('
+                                              'torch.nn.Flatten(), torch.nn.Linear(192, 4))\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    path = of_train_script(tmp_path / 'x.pth.tar', net, model='nets_of_mine', num_classes=4, crop_pct=0.9,
+                           interpolation='bicubic')
+    command = ['export', path, 'a', '--factory', 'nets_of_mine:net']
+    assert cli.main(command) == 1
+    assert 'does not say what it was trained on: pass input_size, mean, std' in capsys.readouterr().err
+    assert cli.main([*command, '--input-size', '3', '8', '8', '--mean', '0.5', '--std', '0.2']) == 0
+    monkeypatch.setattr(sys, 'path', [path for path in sys.path if path not in ('', str(tmp_path))])
+    for name in ('nets_of_mine',):
+        sys.modules.pop(name)
+    assert cli.main(['verify', 'a', '--factory', 'nets_of_mine:net']) == 0
+    assert cli.main(['push', 'a', 'me/net', '--dry-run', '--factory', 'nets_of_mine:net']) == 0
 
 
 def of_train_script(path, net, **args):
@@ -228,6 +300,14 @@ def test_the_arguments_of_timms_train_script_say_the_model_and_its_images(tmp_pa
     said = exported_config(tmp_path / 'b')['pretrained_cfg']
     assert [said[n] for n in ('crop_pct', 'interpolation', 'std', 'mean', 'input_size')] == [
         0.9, 'bicubic', [0.1], [0.3], [1, 32, 32]]
+
+
+@pytest.mark.parametrize('changes', [{'in_chans': 1}, {'model': 'test_resnet.of_a_later_timm', 'in_chans': 1}])
+def test_channels_alone_do_not_say_a_size(changes, tmp_path):
+    path = of_train_script(tmp_path / 'x.pth.tar', timm.create_model('test_resnet', num_classes=7, in_chans=1),
+                           **{'model': 'test_resnet', 'num_classes': 7, **changes})
+    assert cli.main(['export', path, str(tmp_path / 'a')]) == 0
+    assert exported_config(tmp_path / 'a')['pretrained_cfg']['input_size'] == [1, 160, 160]
 
 
 def test_a_size_is_built_in_only_where_the_checkpoint_does_not_say_how_it_was_built(tmp_path):
@@ -284,7 +364,9 @@ def test_weights_beside_a_config_of_timm_or_alone_say_what_they_are(tmp_path):
 @pytest.mark.parametrize(('options', 'message'), [
     ((), 'weights.pth does not say which model it holds: give --model with --num-classes for one that timm builds'),
     (('--model', 'test_resnet'), 'weights.pth does not say which model it holds: give --model with --num-classes'),
-    (('--model', 'test_resnet', '--factory', 'timm:create_model'), 'export takes --model, .* and not both'),
+    (('--num-classes', '7', '--crop-pct', '0.9', '--factory', 'timm:create_model'),
+     'export takes --num-classes, --crop-pct for a model that timm builds by name, or --factory'),
+    (('--model', 'test_resnet', '--factory', 'timm:create_model'), 'export takes --model for .* and not both'),
 ])
 def test_a_checkpoint_that_says_nothing_needs_to_be_told(options, message, tmp_path, capsys):
     torch.save(build().state_dict(), tmp_path / 'weights.pth')

@@ -36,14 +36,17 @@ SAID = dict(input_size=(3, 16, 16), mean=0.5, std=0.25)
 
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
-    """Packages with the dictionaries of both repositories."""
+    """Packages with the dictionaries of both repositories, in which an adapter has put a teacher ("mine")."""
     for name, returned, dictionary in (
-            ('like_repdistiller', 'logits', 'model_dict = {"resnet32x4": resnet32x4, "vgg13": vgg13_bn}'),
+            ('like_repdistiller', 'logits', 'model_dict = {"mine": partial(resnet32x4), '
+             '"resnet32x4": resnet32x4, "vgg13": vgg13_bn}'),
             ('like_mdistiller', 'logits, {"feats": [first, second], "pooled_feat": second.mean((2, 3))}',
-             'cifar_model_dict = {"resnet32x4": (resnet32x4, "somewhere"), "vgg13": (vgg13_bn, None)}')):
+             'cifar_model_dict = {"mine": (partial(resnet32x4), "x"), "resnet32x4": (resnet32x4, "y"), '
+             '"vgg13": (vgg13_bn, None)}')):
         (tmp_path / 'code' / name).mkdir(parents=True)
         (tmp_path / 'code' / name / 'nets.py').write_text(NETS.replace('{returned}', returned))
-        (tmp_path / 'code' / name / '__init__.py').write_text(f'from .nets import resnet32x4, vgg13_bn\n{dictionary}\n')
+        (tmp_path / 'code' / name / '__init__.py').write_text(
+            f'from functools import partial\nfrom .nets import resnet32x4, vgg13_bn\n{dictionary}\n')
     monkeypatch.syspath_prepend(str(tmp_path / 'code'))
 
 
