@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> None:
             f'{name} {len(known[name]) if name == "class_names" else known[name]}' for name in taken))
     model = _build(args, known, None if 'model_args' in inside else told.get('input_size'))
     load_weights(model, checkpoint, path, args.prefix)
-    config = {name: told.pop(name) for name in ('interpolation', 'crop_pct', 'crop_mode') if name in told}
+    config: dict[str, Any] = {name: told.pop(name) for name in ('interpolation', 'crop_pct', 'crop_mode') if name in told}
+    config |= {'test_crop_pct': None} if 'crop_pct' in config else {}       # timm's validate script prefers it
     if config:      # from where `export` takes them
         model.pretrained_cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **config}
     folder = export(

@@ -310,6 +310,16 @@ def test_channels_alone_do_not_say_a_size(changes, tmp_path):
     assert exported_config(tmp_path / 'a')['pretrained_cfg']['input_size'] == [1, 160, 160]
 
 
+def test_a_crop_is_the_one_that_timms_validation_uses(tmp_path):
+    name = 'resnet10t'
+    assert timm.get_pretrained_cfg(name).test_crop_pct
+    path = of_train_script(tmp_path / 'x.pth.tar', timm.create_model(name, num_classes=4), model=name, num_classes=4,
+                           crop_pct=0.7, img_size=32)
+    assert cli.main(['export', path, str(tmp_path / 'a')]) == 0
+    model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
+    assert timm.data.resolve_data_config({}, model=model, use_test_size=True)['crop_pct'] == 0.7
+
+
 def test_a_size_is_built_in_only_where_the_checkpoint_does_not_say_how_it_was_built(tmp_path):
     fixed = timm.create_model('test_vit3', num_classes=4, img_size=32)
     torch.save(fixed.state_dict(), tmp_path / 'fixed.pth')

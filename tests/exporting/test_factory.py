@@ -104,4 +104,4 @@ def test_cli_export_of_a_model_of_ones_own(own, capsys, tmp_path, monkeypatch):
     assert 'exported and verified; its README.md says how to load it' in capsys.readouterr().out
     assert verify(tmp_path / 'teacher', factory='own_models:Own')['bit_equal']
     assert cli.main([*command, '--model', 'test_resnet']) == 2
-    assert 'needs --model with --num-classes' in capsys.readouterr().err
+    assert 'export takes --model for a model that timm builds by name' in capsys.readouterr().err
