@@ -70,10 +70,11 @@ def run(args: argparse.Namespace) -> None:
             f'{name} {len(known[name]) if name == "class_names" else known[name]}' for name in taken))
     model = _build(args, known, None if 'model_args' in inside else told.get('input_size'))
     load_weights(model, checkpoint, path, args.prefix)
-    config: dict[str, Any] = {name: told.pop(name) for name in ('interpolation', 'crop_pct', 'crop_mode') if name in told}
-    config |= {'test_crop_pct': None} if 'crop_pct' in config else {}       # timm's validate script prefers it
-    if config:      # from where `export` takes them
+    config = {name: told.pop(name) for name in IMAGES[3:] if name in told}      # `export` takes them from the model
+    if config:
         model.pretrained_cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **config}
+    if 'crop_pct' in config:
+        model.pretrained_cfg['test_crop_pct'] = None        # timm's validate script prefers it
     folder = export(
         model, args.folder, factory=args.factory, model_args=args.model_args if args.factory else None, **told,
         metadata=args.metadata, overwrite=args.overwrite, format=args.format, layout=args.layout)
