@@ -16,7 +16,8 @@ _logger = logging.getLogger(__name__)
 HELP = 'turn a checkpoint into a verified folder'
 EXAMPLE = 'sf-teacher export my_resnet50.pth exported/resnet50 --model resnet50 --num-classes 100'
 
-_OF_TIMM = ('model', 'num_classes', 'interpolation', 'crop_pct')      # what the folder of a factory's model has not
+_IN_CONFIG = ('interpolation', 'crop_pct', 'crop_mode')      # what `export` takes from a timm model's configuration
+_OF_TIMM = ('model', 'num_classes', 'interpolation', 'crop_pct')      # flags that say nothing of a factory's model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..exporting.card import portable_path
-    from ..exporting.checkpoint import load_weights, read_file
+    from ..exporting.checkpoint import load_checkpoint, read_file
     from ..exporting.exporter import export
     from ..exporting.recorded import IMAGES, MODEL, recorded, same_model
     from ..exporting.reload import ZOO
@@ -62,15 +63,15 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = read_file(path)
     inside = recorded(checkpoint, path, args.model)
     known = inside or _of_run(checkpoint, path.parent)
-    unknown = (*MODEL, *_OF_TIMM, 'crop_mode') if args.factory else () if same_model(args.model, known) else MODEL
+    unknown = (*MODEL, *_IN_CONFIG) if args.factory else () if same_model(args.model, known) else MODEL
     known = {name: known[name] for name in known if name not in unknown}
     told = {name: value for name in (*IMAGES, 'class_names') if (value := getattr(args, name, None) or known.get(name))}
     if taken := [name for name in known if not getattr(args, name, None)]:
         print('as the checkpoint says, or the settings beside it: ' + ', '.join(
             f'{name} {len(known[name]) if name == "class_names" else known[name]}' for name in taken))
     model = _build(args, known, None if 'model_args' in inside else told.get('input_size'))
-    load_weights(model, checkpoint, path, args.prefix)
-    config = {name: told.pop(name) for name in IMAGES[3:] if name in told}      # `export` takes them from the model
+    load_checkpoint(model, checkpoint, path, args.prefix)
+    config = {name: told.pop(name) for name in _IN_CONFIG if name in told}
     if config:
         model.pretrained_cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **config}
     if 'crop_pct' in config:

@@ -21,7 +21,7 @@ _WRAPPERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.
 _COUNTER = 'num_batches_tracked'    # in batch norm's state since torch 0.4.1, and not in that of frozen batch norm
 
 
-def load_checkpoint(model: nn.Module, path: Path, prefix: str | None = None) -> None:
+def load_checkpoint(model: nn.Module, checkpoint: Any, path: Path, prefix: str | None = None) -> None:
     """Load the weights of a plain model, whatever it was trained in.
 
     They may be those of timm's train script, of this package, of a bare `state_dict`, of Lightning or any wrapper that
@@ -30,18 +30,14 @@ def load_checkpoint(model: nn.Module, path: Path, prefix: str | None = None) -> 
 
     Args:
         model: Gets the weights.
-        path: What `torch.save` or safetensors wrote.
+        checkpoint: What `read_file` gave.
+        path: The file, for messages.
         prefix: Which of several models in the checkpoint, e.g. ``'teacher.'``; by default there is one, or one of
             averaged weights.
 
     Raises:
-        SFTeacherError: It cannot be read, or holds another model, or several; `model` has not been changed.
+        SFTeacherError: It holds another model, or several; `model` has not been changed.
     """
-    load_weights(model, read_file(path), path, prefix)
-
-
-def load_weights(model: nn.Module, checkpoint: Any, path: Path, prefix: str | None = None) -> None:
-    """`load_checkpoint` of what `read_file` gave; `path` is for messages."""
     state = _clean(checkpoint, path)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
     chosen = _choose_prefix(state, wanted, prefix, path)

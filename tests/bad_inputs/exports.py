@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import sf_teacher
-from sf_teacher.exporting.checkpoint import load_checkpoint
+from sf_teacher.exporting.checkpoint import load_checkpoint, read_file
 from sf_teacher.exporting.exporter import check_export, export
 from tests.exporting.folders import MEAN, SIZE, STD, Own
 from tests.exporting.test_class_names import NAMES
@@ -146,8 +146,12 @@ def exported(given, model, message, kwargs, call=export):
     return Row(call.__name__, given, lambda place: call(model(), place.here / 'teacher', **kwargs), message)
 
 
+def _load(path):
+    load_checkpoint(build(), read_file(path), path)
+
+
 def loaded(given, name, message, prepare):
-    return Row('load_checkpoint', given, lambda place: load_checkpoint(build(), place.here / name), message,
+    return Row('load_checkpoint', given, lambda place: _load(place.here / name), message,
                prepare=prepare)
 
 

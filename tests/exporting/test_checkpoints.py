@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from sf_teacher import SFTeacherError, cli, wrap
-from sf_teacher.exporting.checkpoint import load_checkpoint
+from sf_teacher.exporting.checkpoint import load_checkpoint, read_file
 from sf_teacher.exporting.exporter import export
 from tests.exporting.folders import SIZE
 from tests.helpers import build, jitter
@@ -76,7 +76,7 @@ def test_every_form_gives_the_plain_model(form, tmp_path):
     model = build()
     torch.save(FORMS[form](model), tmp_path / 'checkpoint.pth')
     found = timm.create_model('test_resnet', num_classes=7)
-    load_checkpoint(found, tmp_path / 'checkpoint.pth')
+    load_checkpoint(found, read_file(tmp_path / 'checkpoint.pth'), tmp_path / 'checkpoint.pth')
     for name, tensor in model.state_dict().items():
         if not name.endswith('num_batches_tracked'):
             assert torch.equal(found.state_dict()[name], tensor.to(found.state_dict()[name].dtype)), name
@@ -117,7 +117,7 @@ def test_another_model_is_told_in_three_lines(state, message, tmp_path):
     torch.save(state(), tmp_path / 'other.pth')
     model = build()
     with pytest.raises(SFTeacherError, match=message) as caught:
-        load_checkpoint(model, tmp_path / 'other.pth')
+        load_checkpoint(model, read_file(tmp_path / 'other.pth'), tmp_path / 'other.pth')
     lines = str(caught.value).splitlines()
     assert len(lines) == 3 and all(len(line) < 500 for line in lines)
     assert 'Was it trained as another model, with other classes or arguments?' in lines[2]
@@ -142,7 +142,7 @@ def test_shards_are_refused_by_name(one_rank, tmp_path):
         export(model, tmp_path / 'teacher')
     torch.save(model.state_dict(), tmp_path / 'sharded.pth')
     with pytest.raises(SFTeacherError, match=r'DTensor.*get_model_state_dict\(model'):
-        load_checkpoint(build(), tmp_path / 'sharded.pth')
+        load_checkpoint(build(), read_file(tmp_path / 'sharded.pth'), tmp_path / 'sharded.pth')
 
 
 def test_a_quantised_model_is_refused_by_name(tmp_path):
@@ -168,13 +168,13 @@ def test_frozen_batch_norm_is_refused_with_the_remedy(name, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(x), frozen(x))
     torch.save(frozen.state_dict(), tmp_path / 'frozen.pth')
-    load_checkpoint(build(name), tmp_path / 'frozen.pth')
+    load_checkpoint(build(name), read_file(tmp_path / 'frozen.pth'), tmp_path / 'frozen.pth')
 
 
 def test_semantic_is_not_the_name_of_an_average(tmp_path):
     torch.save({**prefixed(build(), 'rgb.'), **prefixed(jitter(build()), 'semantic.')}, tmp_path / 'both.ckpt')
     with pytest.raises(SFTeacherError, match=r"holds 2 such models, under 'rgb\.', 'semantic\.': say which one"):
-        load_checkpoint(build(), tmp_path / 'both.ckpt')
+        load_checkpoint(build(), read_file(tmp_path / 'both.ckpt'), tmp_path / 'both.ckpt')
 
 
 def test_a_checkpoint_of_a_run_is_exported_with_the_images_and_classes_of_the_run(tmp_path):
